@@ -1,0 +1,70 @@
+"""What a method is, and what it answers: the contract between the five systems and everything around them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Batch = dict[str, Any]
+"""`id` int32 `[batch]`, `inputs` `[batch, ...]`, `label` int32 `[batch]`; in training also `candidates`, a batch."""
+
+Variables = dict[str, Any]
+"""Flax variable collections: `params` and, where the network keeps statistics, `batch_stats`."""
+
+SHARES = (0.5, 0.9, 0.95)
+"""Shares of the total weight for which the needed number of prototypes is reported."""
+
+
+class Memory(NamedTuple):
+    """What a prediction leans on: encoded training examples."""
+
+    ids: jax.Array
+    """int32 `[candidates]`."""
+    labels: jax.Array
+    """int32 `[candidates]`."""
+    embeddings: Any
+    """What `Method.encode` made of them, a pytree of arrays `[candidates, ...]`."""
+
+
+class Support(NamedTuple):
+    """The training examples that decided, heaviest first, padded to a fixed width."""
+
+    ids: jax.Array
+    """int32 `[batch, width]`, -1 where padded."""
+    weights: jax.Array
+    """float32 `[batch, width]`, descending, 0 where padded."""
+    labels: jax.Array
+    """int32 `[batch, width]`, -1 where padded."""
+    size: jax.Array
+    """int32 `[batch]`: candidates with a positive weight, which may be more than the width."""
+
+
+class Prediction(NamedTuple):
+    """The answer of every method: a class, what decided it, and how far to trust it."""
+
+    scores: jax.Array
+    """float32 `[batch, classes]`: class probabilities from the support."""
+    encoder_scores: jax.Array
+    """float32 `[batch, classes]`: class probabilities of the network without its memory."""
+    support: Support
+    confidence: jax.Array
+    """float32 `[batch]` in [0, 1]."""
+    prototypes_for: jax.Array
+    """int32 `[batch, len(SHARES)]`: the fewest largest weights whose sum reaches each share."""
+
+
+class Method(NamedTuple):
+    """A prototype-learning system as four pure functions.
+
+    A user writes a new system by writing these four; training, evaluation and explanation need nothing else.
+    """
+
+    init: Callable[[jax.Array, Batch], Variables]
+    """`init(key, batch)`: fresh variables."""
+    loss: Callable[[Variables, Batch, jax.Array, jax.Array], tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]]
+    """`loss(variables, batch, key, step)`: the scalar to minimise, the updated non-parameter collections, metrics."""
+    encode: Callable[[Variables, Any], Any]
+    """`encode(variables, inputs)`: the embeddings that memory keeps, a pytree of arrays `[batch, ...]`."""
+    predict: Callable[..., Prediction]
+    """`predict(variables, memory, batch, width)`: the prediction for `batch["inputs"]`, with `width` (static) places in
+    its support; a memory entry with the id of its query gets no weight, so that training examples are judged by others."""
