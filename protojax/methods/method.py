@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 Batch = dict[str, Any]
 """`id` int32 `[batch]`, `inputs` `[batch, ...]`, `label` int32 `[batch]`; in training also `candidates`, a batch."""
@@ -68,3 +70,28 @@ class Method(NamedTuple):
     predict: Callable[..., Prediction]
     """`predict(variables, memory, batch, width)`: the prediction for `batch["inputs"]`, with `width` (static) places in
     its support; a memory entry with the id of its query gets no weight, so that training examples are judged by others."""
+
+
+def support_of(weights: jax.Array, ids: jax.Array, labels: jax.Array, width: int) -> Support:
+    """The `width` heaviest candidates of each row.
+
+    Args:
+      weights: float32 `[batch, candidates]`, at least 0.
+      ids: int32 `[candidates]`.
+      labels: int32 `[candidates]`.
+      width: places, at most the number of candidates.
+
+    Raises:
+      ValueError: the width exceeds the number of candidates.
+    """
+    if width > weights.shape[-1]:
+        raise ValueError(f"a support of width {width} was asked for from a database of {weights.shape[-1]} candidates")
+    # The barrier keeps XLA on CPU from turning a later slice of the result into a full sort.
+    heaviest, places = lax.optimization_barrier(lax.top_k(weights, width))
+    used = heaviest > 0
+    return Support(
+        ids=jnp.where(used, ids[places], -1),
+        weights=heaviest,
+        labels=jnp.where(used, labels[places], -1),
+        size=(weights > 0).sum(axis=-1, dtype=jnp.int32),
+    )

@@ -1,0 +1,244 @@
+"""Writes a data set as TFDS ArrayRecord files, whole or not at all."""
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tqdm import tqdm
+
+from protojax.data import splits
+from protojax.data.source import DataError
+
+Duplicates = Literal["refuse", "drop"]
+
+VERSION = "1.0.0"
+
+_SHARD_EXAMPLES = 2048  # TFDS keeps the examples of the shard that it writes in memory.
+_RESERVED = ("digits",)
+
+
+class Prepared(NamedTuple):
+    """A prepared data set."""
+
+    path: Path
+    """The folder for `tfds.builder_from_directory`."""
+    counts: dict[str, int]
+    """Examples by split."""
+    dropped: dict[str, tuple[int, ...]]
+    """Ids of the copies that were left out, by the split they stood in; splits without any are absent."""
+
+
+class Target(NamedTuple):
+    """Where a data set goes and how it is divided, checked."""
+
+    folder: Path
+    validation: float
+    test: float
+    duplicates: Duplicates
+
+
+class Raw(NamedTuple):
+    """What a source holds, its inputs still unread."""
+
+    origin: str
+    """One line for the description of the data set."""
+    feature: dict[str, Any]
+    """TFDS feature of the input, by its name."""
+    label_names: Sequence[str]
+    ids: np.ndarray
+    """int64 `[examples]`, unique, in [0, 2**31)."""
+    labels: np.ndarray
+    """int64 `[examples]`, places in `label_names`."""
+    hashes: Sequence[bytes]
+    """Content hash of every input `[examples]`."""
+    splits: np.ndarray | None
+    """The source's own division `[examples]`, `train`, `validation` and `test`; None where it has none."""
+    read: Callable[[int], dict[str, Any]]
+    """The input at a position, encoded for TFDS."""
+
+
+def target(
+    name: str, data_dir: str | Path | None, *, validation: float, test: float, duplicates: str, overwrite: bool
+) -> Target:
+    """Checks the options that all sources share, before anything is read.
+
+    Raises:
+      DataError: an impossible option, or a data set of this name that is there already.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise DataError(
+            f"{name!r} cannot name a data set: use lower-case letters, digits and underscores, a letter first"
+        )
+    if name in _RESERVED:
+        raise DataError(f"{name!r} is the data set embedded in protojax: choose another name")
+    if duplicates not in ("refuse", "drop"):
+        raise DataError(f'duplicates must be "refuse" or "drop", got {duplicates!r}')
+    for key, share in (("validation", validation), ("test", test)):
+        if not 0.0 <= share < 1.0:
+            raise DataError(f"{key} is a share of the examples, in [0, 1), got {share:g}")
+    folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser().resolve() / name
+    if os.path.lexists(folder):
+        if not overwrite:
+            raise DataError(f"{folder} exists: choose another name, or overwrite=True to replace it")
+        if folder.is_symlink() or not folder.is_dir() or any(folder.iterdir()) and not _is_prepared(folder):
+            raise DataError(f"{folder} holds something else than one prepared data set: it is not replaced")
+    return Target(folder, validation, test, duplicates)
+
+
+def write(goal: Target, raw: Raw) -> Prepared:
+    """Divides the examples, checks the division and writes it.
+
+    The files grow in a hidden folder beside the target, which gets its name in one step at the end.
+
+    Raises:
+      DataError: too few examples, a class without any, an example in two splits, a disk that is full.
+    """
+    chosen = _divide(goal, raw)
+    chosen, dropped = _without_copies(goal, raw, chosen)
+    _check_classes(raw, chosen)
+    kept = {name: np.flatnonzero(chosen == name) for name in (splits.TRAIN, "validation", "test")}
+    kept = {name: places[splits.shuffled(raw.ids[places])] for name, places in kept.items() if len(places)}
+    description = f"Prepared by protojax from {raw.origin}."
+    if dropped:
+        description += f" Left out as copies of examples in other splits: {sum(map(len, dropped.values()))}."
+    try:
+        _write_and_rename(goal.folder, raw, kept, description)
+    except (OSError, RuntimeError) as error:  # ArrayRecord reports a full disk as a RuntimeError.
+        raise DataError(f"{goal.folder} could not be written, and nothing of it was kept: {error}") from error
+    counts = {name: len(places) for name, places in kept.items()}
+    return Prepared(goal.folder / VERSION, counts, dropped)
+
+
+def encode_png(pixels: np.ndarray) -> io.BytesIO:
+    """PNG of uint8 pixels `[height, width, channels]`, channels 1 or 3."""
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
+    file.seek(0)
+    return file
+
+
+def _divide(goal: Target, raw: Raw) -> np.ndarray:
+    if len(raw.ids) < 2:
+        raise DataError(f"{raw.origin} holds {len(raw.ids)} example(s): training and testing need different ones")
+    own = np.full(len(raw.ids), splits.TRAIN) if raw.splits is None else raw.splits
+    test = 0.0 if "test" in own else goal.test
+    validation = 0.0 if "validation" in own else goal.validation * (1.0 - test)
+    carved = splits.assign(raw.ids, {"test": test, "validation": validation})
+    chosen = np.where(own == splits.TRAIN, carved, own)
+    for name, wanted in ((splits.TRAIN, 1.0), ("test", test), ("validation", validation)):
+        if wanted and not np.any(chosen == name):
+            raise DataError(
+                f"none of the {len(raw.ids)} examples of {raw.origin} falls into the {name} split: "
+                "give more examples or other shares for test and validation"
+            )
+    return chosen
+
+
+def _without_copies(
+    goal: Target, raw: Raw, chosen: np.ndarray
+) -> tuple[np.ndarray, dict[str, tuple[int, ...]]]:
+    # Dropped examples get the split "".
+    hashes = {
+        str(name): {int(raw.ids[i]): raw.hashes[i] for i in np.flatnonzero(chosen == name)}
+        for name in np.unique(chosen)
+    }
+    if goal.duplicates == "refuse":
+        splits.check_disjoint(hashes, 'duplicates="drop" leaves the copies out, first of train, then of validation')
+    dropped = {name: tuple(found) for name, found in splits.copies(hashes).items() if found}
+    gone = np.isin(raw.ids, [i for found in dropped.values() for i in found])
+    return np.where(gone, "", chosen), dropped
+
+
+def _check_classes(raw: Raw, chosen: np.ndarray) -> None:
+    if len(raw.label_names) < 2:
+        raise DataError(f"{raw.origin} has the one class {raw.label_names[0]!r}: a decision needs two")
+    everywhere = np.bincount(raw.labels, minlength=len(raw.label_names))
+    training = np.bincount(raw.labels[chosen == splits.TRAIN], minlength=len(raw.label_names))
+    for name, total, trained in zip(raw.label_names, everywhere, training, strict=True):
+        if total == 0:
+            raise DataError(f"class {name!r} of {raw.origin} has no example: take it out, or give it some")
+        if trained == 0:
+            raise DataError(
+                f"class {name!r} of {raw.origin} has no training example ({total} in all): give it more examples, "
+                "or take it out"
+            )
+
+
+def _write_and_rename(folder: Path, raw: Raw, kept: Mapping[str, np.ndarray], description: str) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.incomplete-", dir=folder.parent))
+    try:
+        _write_records(temporary, folder.name, raw, kept, description)
+        replaced = temporary / "replaced"
+        if folder.exists():
+            folder.rename(replaced)
+        try:
+            (temporary / folder.name).rename(folder)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_records(root: Path, name: str, raw: Raw, kept: Mapping[str, np.ndarray], description: str) -> None:
+    features = tfds.features.FeaturesDict(
+        {"id": np.int64, "label": tfds.features.ClassLabel(names=list(raw.label_names)), **raw.feature}
+    )
+
+    def generate(places: np.ndarray, bar: tqdm) -> Iterator[tuple[int, dict[str, Any]]]:
+        for place in places:
+            key = int(raw.ids[place])
+            yield key, {"id": key, "label": int(raw.labels[place]), **raw.read(int(place))}
+            bar.update()
+
+    with tqdm(total=sum(map(len, kept.values())), desc=f"writing {name}", unit=" examples") as bar:
+        shards = {
+            split: [
+                # Bound now: the loop variable would be the last shard for all.
+                lambda places=places[start : start + _SHARD_EXAMPLES]: generate(places, bar)
+                for start in range(0, len(places), _SHARD_EXAMPLES)
+            ]
+            for split, places in kept.items()
+        }
+        builder = _builder(name, features, shards, description)(data_dir=root, file_format="array_record")
+        # TFDS announces a download, and the temporary folder as the place of the data.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    written = tfds.builder_from_directory(root / name / VERSION)
+    for split, places in kept.items():
+        if (found := len(written.as_data_source(split))) != len(places):
+            raise OSError(f"{found} of {len(places)} examples of the {split} split arrived on the disk")
+
+
+def _builder(
+    name: str, features: tfds.features.FeaturesDict, shards: dict[str, list], description: str
+) -> type[tfds.core.DatasetBuilder]:
+    # TFDS takes name and version from the class, so every data set has a class of its own. The generator based
+    # builder needs TensorFlow to shuffle above 1 GB; this one writes the shards as they come.
+    class Builder(tfds.core.dataset_builder.ShardBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version(globals()["VERSION"])
+        pkg_dir_path = Path(__file__).parent
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            return tfds.core.DatasetInfo(builder=self, features=features, description=description)
+
+        def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, list]:
+            return shards
+
+    Builder.name = name
+    return Builder
+
+
+def _is_prepared(folder: Path) -> bool:
+    return [entry.name for entry in folder.iterdir()] == [VERSION] and (folder / VERSION / "dataset_info.json").is_file()

@@ -1,0 +1,67 @@
+"""What a long run tells while it runs: a progress bar, `metrics.jsonl` and TensorBoard events."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class Journal:
+    """Writes metrics of a run folder; on a resumed run, what a killed run wrote after its checkpoint is dropped."""
+
+    def __init__(self, folder: Path, name: str, steps: int, resumed_at: int, examples_per_step: int, quiet: bool = False):
+        self._path = folder / "metrics.jsonl"
+        _keep_until(self._path, resumed_at)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
+        self._bar = tqdm(total=steps, initial=resumed_at, desc=name, unit="step", disable=quiet, dynamic_ncols=True)
+        self._examples_per_step = examples_per_step
+        self._started = time.perf_counter()
+        self._steps_since = 0
+
+    def advance(self, steps: int) -> None:
+        """Moves the progress bar by `steps` finished steps."""
+        self._bar.update(steps)
+        self._steps_since += steps
+
+    def restart_clock(self) -> None:
+        """Measures speed from now on, so that compilation and evaluations do not count."""
+        self._started, self._steps_since = time.perf_counter(), 0
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes one line of metrics at `step`; a value that is not finite becomes null in the JSON."""
+        finite = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.flush()
+        for key, value in metrics.items():
+            self._board.add_scalar(key.replace(".", "/"), value, step)
+
+    def show(self, metrics: Mapping[str, float]) -> None:
+        """Shows a few metrics and the examples per second beside the progress bar."""
+        elapsed = max(time.perf_counter() - self._started, 1e-9)
+        rate = self._steps_since * self._examples_per_step / elapsed
+        self._bar.set_postfix({**{k: f"{v:.4g}" for k, v in metrics.items()}, "examples/s": f"{rate:.0f}"})
+
+    def close(self) -> None:
+        """Finishes the bar and the files."""
+        self._bar.close()
+        self._file.close()
+        self._board.close()
+
+
+def _keep_until(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            # A killed process can leave half a line at the end, which its successor writes again.
+            break
+    path.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,26 @@
+"""The systems, one file each, and the one table that maps settings to them."""
+
+import jax.numpy as jnp
+
+from protojax import networks
+from protojax.config import Settings
+from protojax.methods import encoder, protoattend
+from protojax.methods.method import Batch, Memory, Method, Prediction, Support, Variables
+
+__all__ = ["Batch", "Memory", "Method", "Prediction", "Support", "Variables", "build"]
+
+
+def build(settings: Settings, classes: int, axis_name: str | None = None) -> Method:
+    """The method that the settings describe.
+
+    Args:
+      settings: the experiment.
+      classes: number of classes of its data set.
+      axis_name: mapped axis over which examples are split under `pmap`; None under `jit`.
+    """
+    network = networks.build(settings.encoder, jnp.dtype(settings.train.precision), axis_name)
+    match settings.method.kind:
+        case "encoder":
+            return encoder.build(network, classes, settings.method.value_size)
+        case "protoattend":
+            return protoattend.build(network, classes, settings.method, axis_name)

@@ -1,0 +1,149 @@
+"""ProtoAttend: decisions from the few training examples that attention selects (Arik and Pfister 2020, arXiv 1902.06292).
+
+    v = f(x), q, k             values, queries and keys of one shared encoder          (section 3.2)
+    p = n(q K^T / sqrt(d))     weights of the candidates, n = sparsemax or softmax     (section 3.2)
+    L = CE(g(v)) + CE(g(p V)) + CE(g((1 - a) v + a p V)) + lambda H(p)                 (equations 1 and 2)
+    C = max_m sum_j p_j [y_j = m]                                                      (equation 3)
+
+Where paper and released code disagree, this file follows the text for the random share a ~ U[0.45, 0.5] and the code for
+its meaning: a is the share of the prototypes, so that the input itself contributes most.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from protojax import ops
+from protojax.config import ProtoAttendSettings
+from protojax.methods.encoder import Classifier
+from protojax.methods.method import SHARES, Batch, Memory, Method, Prediction, Variables, support_of
+
+ENTROPY_EPSILON = 1e-6
+"""epsilon of equation 2."""
+
+
+class Embeddings(NamedTuple):
+    """What the encoder makes of an example, each `[batch, size]`, float32."""
+
+    queries: jax.Array
+    keys: jax.Array
+    values: jax.Array
+
+
+class Network(nn.Module):
+    """The baseline classifier and two further dense layers with ReLU: queries and keys."""
+
+    encoder: nn.Module
+    classes: int
+    key_size: int
+    value_size: int
+
+    def setup(self) -> None:
+        self.classifier = Classifier(self.encoder, self.classes, self.value_size)
+        self.query = nn.Dense(self.key_size)
+        self.key = nn.Dense(self.key_size)
+
+    def __call__(self, inputs: jax.Array, train: bool) -> tuple[Embeddings, dict[str, Any]]:
+        """Embeddings of `inputs` `[batch, ...]`, and the intermediates."""
+        values, intermediates = self.classifier.values(inputs, train)
+        features = intermediates["features"]
+        return Embeddings(nn.relu(self.query(features)), nn.relu(self.key(features)), values), intermediates
+
+    def with_candidates(self, inputs: jax.Array, candidates: jax.Array) -> tuple[Embeddings, Embeddings]:
+        """Embeddings of a training batch and of its candidates; each normalises by its own batch statistics."""
+        return self(inputs, train=True)[0], self(candidates, train=True)[0]
+
+    def decide(self, values: jax.Array) -> jax.Array:
+        """g: logits `[batch, classes]`."""
+        return self.classifier.decide(values)
+
+    def initialise(self, inputs: jax.Array) -> jax.Array:
+        """Touches every layer once."""
+        return self.decide(self(inputs, train=False)[0].values)
+
+
+def build(encoder: nn.Module, classes: int, settings: ProtoAttendSettings, axis_name: str | None = None) -> Method:
+    """ProtoAttend as a method.
+
+    Args:
+      encoder: module `(inputs, train) -> (features, intermediates)`.
+      classes: number of classes.
+      settings: the method's settings.
+      axis_name: mapped axis over which examples are split under `pmap`; None where arrays are global.
+    """
+    network = Network(encoder, classes, settings.key_size, settings.value_size)
+
+    def init(key: jax.Array, batch: Batch) -> Variables:
+        return network.init(key, batch["inputs"], method="initialise")
+
+    def from_all_devices(x: jax.Array) -> jax.Array:
+        return x if axis_name is None else lax.all_gather(x, axis_name, tiled=True)
+
+    def loss(variables: Variables, batch: Batch, key: jax.Array, step: jax.Array):
+        dropout_key, alpha_key = jax.random.split(key)
+        (query, candidate), updates = network.apply(
+            variables,
+            batch["inputs"],
+            batch["candidates"]["inputs"],
+            method="with_candidates",
+            rngs={"dropout": dropout_key},
+            mutable=["batch_stats"],
+        )
+        ids = from_all_devices(batch["candidates"]["id"])
+        others = batch["id"][:, None] != ids[None, :] if settings.exclude_own else None
+        mixture, weights = ops.attend(
+            query.queries,
+            from_all_devices(candidate.keys),
+            from_all_devices(candidate.values),
+            normalizer=settings.normalizer,
+            where=others,
+        )
+
+        def decide(values: jax.Array) -> jax.Array:
+            return network.apply(variables, values, method="decide")
+
+        alpha = jax.random.uniform(alpha_key, minval=settings.alpha[0], maxval=settings.alpha[1])
+        from_input, from_prototypes = decide(query.values), decide(mixture)
+        from_both = decide((1 - alpha) * query.values + alpha * mixture)
+        label = batch["label"]
+        terms = {
+            "loss_encoder": ops.cross_entropy(from_input, label).mean(),
+            "loss_prototypes": ops.cross_entropy(from_prototypes, label).mean(),
+            "loss_joint": ops.cross_entropy(from_both, label).mean(),
+        }
+        entropy = ops.weight_entropy(weights, ENTROPY_EPSILON).mean()
+        total = sum(terms.values()) + settings.sparsity * entropy
+        metrics = {
+            **terms,
+            "entropy": entropy,
+            "accuracy_encoder": _accuracy(from_input, label),
+            "accuracy_prototypes": _accuracy(from_prototypes, label),
+            "support_size": (weights > 0).sum(axis=-1).mean(dtype=jnp.float32),
+        }
+        return total, (updates, metrics)
+
+    def encode(variables: Variables, inputs: jax.Array) -> dict[str, jax.Array]:
+        embeddings, _ = network.apply(variables, inputs, train=False)
+        return {"keys": embeddings.keys, "values": embeddings.values}
+
+    def predict(variables: Variables, memory: Memory, batch: Batch, width: int) -> Prediction:
+        query, _ = network.apply(variables, batch["inputs"], train=False)
+        keys, values = memory.embeddings["keys"], memory.embeddings["values"]
+        others = batch["id"][:, None] != memory.ids[None, :]
+        mixture, weights = ops.attend(query.queries, keys, values, normalizer=settings.normalizer, where=others)
+        return Prediction(
+            scores=nn.softmax(network.apply(variables, mixture, method="decide")),
+            encoder_scores=nn.softmax(network.apply(variables, query.values, method="decide")),
+            support=support_of(weights, memory.ids, memory.labels, width),
+            confidence=ops.class_mass(weights, memory.labels, classes).max(axis=-1),
+            prototypes_for=ops.fewest_for(weights, SHARES),
+        )
+
+    return Method(init, loss, encode, predict)
+
+
+def _accuracy(logits: jax.Array, label: jax.Array) -> jax.Array:
+    return (jnp.argmax(logits, axis=-1) == label).mean(dtype=jnp.float32)
