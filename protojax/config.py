@@ -76,6 +76,8 @@ class DataSettings(_Section):
     validation_fraction: Fraction = 0.1
     test_fraction: Fraction = 0.2
     """Share of examples held out by hash of the id where the data set has no split named `test_split`."""
+    image_size: tuple[PositiveInt, PositiveInt] | None = None
+    """Height and width in pixels to which images are resized (bilinear); absent: as they are, all of one size."""
     feeding: Literal["resident", "streamed"] = "resident"
     """`resident` keeps the training split on the devices; `streamed` reads it with Grain, batch by batch."""
     workers: NonNegativeInt = 0
@@ -296,9 +298,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
         raise SettingsError(f"{path}: no such experiment file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not valid TOML: {error}") from None
-    for override in overrides:
-        _override(tree, override)
-    return from_tree(tree, str(path))
+    return _overridden(tree, overrides, str(path))
+
+
+def override(settings: Settings, overrides: Sequence[str], origin: str) -> Settings:
+    """The settings with `section.key=value` overrides; `origin` names them in errors.
+
+    Raises:
+      SettingsError: an override is unknown, of the wrong type or impossible.
+    """
+    return _overridden(to_tree(settings), overrides, origin)
 
 
 def from_tree(tree: dict[str, Any], origin: str) -> Settings:
@@ -319,7 +328,13 @@ def to_tree(settings: Settings) -> dict[str, Any]:
     return json.loads(settings.model_dump_json())
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
+def _overridden(tree: dict[str, Any], overrides: Sequence[str], origin: str) -> Settings:
+    for text in overrides:
+        _set(tree, text)
+    return from_tree(tree, origin)
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise SettingsError(f"{override!r}: an override has the form section.key=value, such as train.steps=500")

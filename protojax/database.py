@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +20,10 @@ from protojax.methods.method import Batch, Memory, Method, Variables
 SCHEMA = "protojax.database/1"
 
 _ADVICE = "delete the folder and build the database again"
+
+
+class DatabaseError(ValueError):
+    """A database on disk is missing, damaged or stale, or cannot be written; the message names the file."""
 
 
 class _Array(pydantic.BaseModel):
@@ -69,25 +73,51 @@ def choose(n: int, count: int | None, seed: int) -> np.ndarray:
     return np.sort(order[:count]).astype(np.int32)
 
 
-def batches(source: Any, positions: np.ndarray, batch_size: int) -> Iterator[tuple[int, Batch]]:
-    """Reads examples in batches of one size, so that what consumes them compiles once.
+def over(
+    source: Any,
+    positions: np.ndarray,
+    batch_size: int,
+    function: Callable[[Batch], Any],
+    title: str,
+    progress: bool = True,
+) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Applies a compiled function to every example, in batches of one size so that it compiles once.
 
-    The last batch is filled up with copies of its last example.
+    The last batch is filled up with copies of its last example, whose results are left out.
 
     Args:
       source: anything with `[position] -> {id, inputs, label}`.
       positions: int `[n]`, at least one.
       batch_size: examples of a batch; where there are fewer in all, that many.
+      function: `batch -> tree` of arrays `[batch, ...]`.
+      title: stands before the progress bar.
+      progress: shows the bar.
 
-    Yields:
-      How many leading examples of the batch count, and the batch.
+    Returns:
+      ids int32 `[n]`, labels int32 `[n]`, and the tree of NumPy arrays `[n, ...]`.
     """
     batch_size = min(batch_size, len(positions))
-    for start in range(0, len(positions), batch_size):
-        examples = [source[int(position)] for position in positions[start : start + batch_size]]
-        count = len(examples)
-        examples += examples[-1:] * (batch_size - count)
-        yield count, {key: np.stack([example[key] for example in examples]) for key in ("id", "inputs", "label")}
+    ids, labels, parts = [], [], []
+    ahead: tuple[int, Any] | None = None
+    with tqdm(total=len(positions), desc=title, unit="example", disable=not progress) as bar:
+        for start in range(0, len(positions), batch_size):
+            examples = [source[int(position)] for position in positions[start : start + batch_size]]
+            count = len(examples)
+            examples += examples[-1:] * (batch_size - count)
+            batch = {key: np.stack([example[key] for example in examples]) for key in ("id", "inputs", "label")}
+            ids.append(batch["id"][:count])
+            labels.append(batch["label"][:count])
+            # Fetched one batch late, so that the device works while the host reads.
+            if ahead is not None:
+                parts.append(_fetch(*ahead))
+            ahead = count, function(batch)
+            bar.update(count)
+        parts.append(_fetch(*ahead))
+    return np.concatenate(ids), np.concatenate(labels), jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _fetch(count: int, tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], tree)
 
 
 def build(
@@ -118,21 +148,8 @@ def build(
     """
     if len(indices) == 0:
         raise ValueError("a database needs at least one training example, got no indices")
-    ids, labels, parts = [], [], []
-    with tqdm(total=len(indices), desc="database", unit="example", disable=not progress) as bar:
-        ahead: tuple[int, Any] | None = None
-        for count, batch in batches(source, indices, batch_size):
-            ids.append(batch["id"][:count])
-            labels.append(batch["label"][:count])
-            encoded = _encode(method, transform, variables, batch["inputs"], batch["id"])
-            # Fetched one batch late, so that the device encodes while the host reads.
-            if ahead is not None:
-                parts.append(fetch(*ahead))
-            ahead = count, encoded
-            bar.update(count)
-        parts.append(fetch(*ahead))
-    ids = np.concatenate(ids)
-    embeddings = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    encode = partial(_encode, method, transform, variables)
+    ids, labels, embeddings = over(source, indices, batch_size, encode, "database", progress)
     for path, leaf in jax.tree_util.tree_leaves_with_path(embeddings):
         broken = ~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=-1)
         if broken.any():
@@ -140,17 +157,13 @@ def build(
                 f"{broken.sum()} training examples have non-finite embeddings{jax.tree_util.keystr(path)}, "
                 f"first ids {ids[broken][:10].tolist()}: the parameters or these inputs are damaged"
             )
-    return Memory(jnp.asarray(ids), jnp.asarray(np.concatenate(labels)), jax.tree.map(jnp.asarray, embeddings))
+    return Memory(jnp.asarray(ids), jnp.asarray(labels), jax.tree.map(jnp.asarray, embeddings))
 
 
 @partial(jax.jit, static_argnames=("method", "transform"))
-def _encode(method: Method, transform: Transform, variables: Variables, inputs: jax.Array, ids: jax.Array) -> Any:
-    embeddings = method.encode(variables, transform(inputs, ids))
+def _encode(method: Method, transform: Transform, variables: Variables, batch: Batch) -> Any:
+    embeddings = method.encode(variables, transform(batch["inputs"], batch["id"]))
     return jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, embeddings)
-
-
-def fetch(count: int, tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], tree)
 
 
 def save(folder: str | Path, memory: Memory, parameters_sha256: str) -> None:
@@ -165,11 +178,11 @@ def save(folder: str | Path, memory: Memory, parameters_sha256: str) -> None:
       parameters_sha256: hash of the parameters that encoded it.
 
     Raises:
-      ValueError: the embeddings are kept in other containers than dicts, or `folder` holds something else.
+      DatabaseError: the embeddings are kept in other containers than dicts, or `folder` holds something else.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
-        raise ValueError(f"{folder}: holds files but no database (no manifest.json); choose another folder")
+        raise DatabaseError(f"{folder}: holds files but no database (no manifest.json); choose another folder")
     leaves = [(["ids"], memory.ids), (["labels"], memory.labels)]
     for keys, leaf in jax.tree_util.tree_leaves_with_path(memory.embeddings):
         leaves.append((["embeddings", *_names(keys)], leaf))
@@ -205,7 +218,7 @@ def load(folder: str | Path, parameters_sha256: str) -> Memory:
       parameters_sha256: hash of the parameters that are to use it.
 
     Raises:
-      ValueError: the database is missing, damaged, made by other parameters, or names a file outside its folder;
+      DatabaseError: the database is missing, damaged, made by other parameters, or names a file outside its folder;
         the message names the file.
     """
     folder = Path(folder)
@@ -213,17 +226,17 @@ def load(folder: str | Path, parameters_sha256: str) -> Memory:
     try:
         manifest = _Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise ValueError(f"{path}: no database here; build one first") from None
+        raise DatabaseError(f"{path}: no database here; build one first") from None
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"])
-        raise ValueError(
+        raise DatabaseError(
             f"{path}: damaged manifest ({f'{place}: ' if place else ''}{problem['msg']}); {_ADVICE}"
         ) from None
     if manifest.schema_name != SCHEMA:
-        raise ValueError(f"{path}: schema {manifest.schema_name!r}, but this version reads {SCHEMA!r}; {_ADVICE}")
+        raise DatabaseError(f"{path}: schema {manifest.schema_name!r}, but this version reads {SCHEMA!r}; {_ADVICE}")
     if manifest.parameters_sha256 != parameters_sha256:
-        raise ValueError(
+        raise DatabaseError(
             f"{path}: stale: encoded by parameters {manifest.parameters_sha256[:12]}..., "
             f"but these are {parameters_sha256[:12]}...; {_ADVICE}"
         )
@@ -231,10 +244,10 @@ def load(folder: str | Path, parameters_sha256: str) -> Memory:
     for entry in manifest.arrays:
         _put(tree, entry.path, jnp.asarray(_read(folder, entry)), path)
     if set(tree) != {"ids", "labels", "embeddings"}:
-        raise ValueError(f"{path}: holds {sorted(tree)}, not ids, labels and embeddings; {_ADVICE}")
+        raise DatabaseError(f"{path}: holds {sorted(tree)}, not ids, labels and embeddings; {_ADVICE}")
     rows = {leaf.shape[:1] for leaf in jax.tree.leaves(tree)}
     if len(rows) != 1:
-        raise ValueError(f"{path}: arrays of different lengths {sorted(rows)}; {_ADVICE}")
+        raise DatabaseError(f"{path}: arrays of different lengths {sorted(rows)}; {_ADVICE}")
     return Memory(**tree)
 
 
@@ -245,7 +258,7 @@ def _put(tree: dict[str, Any], path: list[str], array: jax.Array, manifest: Path
         if not isinstance(tree, dict):
             break
     if not isinstance(tree, dict) or last in tree:
-        raise ValueError(f"{manifest}: two arrays at {'.'.join(path)}; {_ADVICE}")
+        raise DatabaseError(f"{manifest}: two arrays at {'.'.join(path)}; {_ADVICE}")
     tree[last] = array
 
 
@@ -253,17 +266,17 @@ def _read(folder: Path, entry: _Array) -> np.ndarray:
     file = folder / entry.file
     # The comparison of names also refuses absolute paths; resolving also refuses links that lead out.
     if Path(entry.file).name != entry.file or file.resolve().parent != folder.resolve():
-        raise ValueError(f"{folder / 'manifest.json'}: names a file outside its folder: {entry.file!r}; {_ADVICE}")
+        raise DatabaseError(f"{folder / 'manifest.json'}: names a file outside its folder: {entry.file!r}; {_ADVICE}")
     if not file.is_file():
-        raise ValueError(f"{file}: missing; {_ADVICE}")
+        raise DatabaseError(f"{file}: missing; {_ADVICE}")
     if _sha256(file) != entry.sha256:
-        raise ValueError(f"{file}: damaged: its content is not what manifest.json says; {_ADVICE}")
+        raise DatabaseError(f"{file}: damaged: its content is not what manifest.json says; {_ADVICE}")
     try:
         array = np.load(file, allow_pickle=False)
     except ValueError as error:
-        raise ValueError(f"{file}: not an array of numbers ({error}); {_ADVICE}") from None
+        raise DatabaseError(f"{file}: not an array of numbers ({error}); {_ADVICE}") from None
     if list(array.shape) != entry.shape or array.dtype.name != entry.dtype:
-        raise ValueError(
+        raise DatabaseError(
             f"{file}: holds {array.dtype.name} {list(array.shape)}, "
             f"but manifest.json says {entry.dtype} {entry.shape}; {_ADVICE}"
         )
@@ -278,7 +291,7 @@ def _sha256(file: Path) -> str:
 def _names(keys: tuple[Any, ...]) -> list[str]:
     for key in keys:
         if not isinstance(key, jax.tree_util.DictKey) or not isinstance(key.key, str):
-            raise ValueError(
+            raise DatabaseError(
                 f"embeddings{jax.tree_util.keystr(keys)}: a database on disk keeps dicts with text keys only; "
                 "return such dicts from encode"
             )

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from protojax import database, ops
 from protojax.database import Transform
@@ -16,6 +15,9 @@ THRESHOLDS = np.concatenate([np.arange(100) / 100, np.arange(991, 1000) / 1000])
 
 BINS = 15
 """Equal bins of the calibration error."""
+
+_ROUNDING = 1e-4
+"""What a float32 sum of many weights may be beyond 1."""
 
 
 class Scored(NamedTuple):
@@ -90,21 +92,9 @@ def score(
         )
     if len(source) == 0:
         raise ValueError("the split to score has no examples")
-    ids, labels, parts = [], [], []
-    with tqdm(total=len(source), desc="score", unit="example", disable=not progress) as bar:
-        ahead: tuple[int, Prediction] | None = None
-        for count, batch in database.batches(source, np.arange(len(source)), batch_size):
-            ids.append(batch["id"][:count])
-            labels.append(batch["label"][:count])
-            predicted = _predict(method, transform, width, variables, memory, batch)
-            # Fetched one batch late, so that the device works while the host reads.
-            if ahead is not None:
-                parts.append(database.fetch(*ahead))
-            ahead = count, predicted
-            bar.update(count)
-        parts.append(database.fetch(*ahead))
-    whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    scored = Scored(np.concatenate(ids), np.concatenate(labels), *whole)
+    predict = partial(_predict, method, transform, width, variables, memory)
+    ids, labels, predicted = database.over(source, np.arange(len(source)), batch_size, predict, "score", progress)
+    scored = Scored(ids, labels, *predicted)
     finite = np.isfinite(np.concatenate([scored.scores, scored.encoder_scores, scored.confidence[:, None]], axis=1))
     broken = ~finite.all(axis=1)
     if broken.any():
@@ -112,7 +102,10 @@ def score(
             f"{broken.sum()} of {len(broken)} examples have scores that are not finite, first ids "
             f"{scored.ids[broken][:10].tolist()}: the parameters or these inputs are damaged"
         )
-    return scored
+    low, high = scored.confidence.min(), scored.confidence.max()
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
+        raise ValueError(f"confidence must be in [0, 1], but the method gave {low:g} to {high:g}")
+    return scored._replace(confidence=np.clip(scored.confidence, 0, 1))
 
 
 @partial(jax.jit, static_argnames=("method", "transform", "width"))
@@ -156,7 +149,7 @@ def results(scored: Scored, label_names: tuple[str, ...]) -> dict[str, Any]:
             "prototypes": number(scored.correct.mean()) if prototypes else None,
         },
         "prototypes_for": {
-            f"{share * 100:g}": number(np.median(scored.prototypes_for[:, i])) if prototypes else None
+            f"{share * 100:g}": _median_needed(scored.prototypes_for[:, i]) if prototypes else None
             for i, share in enumerate(SHARES)
         },
         "support": _support(scored.support.size) if prototypes else dict.fromkeys(_SUPPORT),
@@ -185,7 +178,7 @@ def coverage(
     positive_scores: np.ndarray | None = None,
     positive: np.ndarray | None = None,
 ) -> dict[str, list[float | None]]:
-    """Accuracy among the examples that are decided when decisions below a confidence are withheld (paper section 4.2.2).
+    """Accuracy of the decisions that remain when those below a confidence are withheld (paper section 4.2.2).
 
     Args:
       confidence: float32 `[n]`.
@@ -238,6 +231,11 @@ def number(value: Any) -> float | None:
     return round(value, 7) if np.isfinite(value) else None
 
 
+def _median_needed(counts: np.ndarray) -> float | None:
+    # A share that is never reached (-1) needs more than any number of prototypes, not fewer.
+    return number(np.median(np.where(counts < 0, np.inf, counts)))
+
+
 _SUPPORT = ("median", "mean", "max", "distribution")
 
 
@@ -255,8 +253,7 @@ def _support(size: np.ndarray) -> dict[str, Any]:
 def _confidence(confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
     edges = np.linspace(0, 1, 21)
     split = {"right": confidence[correct], "wrong": confidence[~correct]}
-    # Sums of weights may round to a hair above 1, which the last bin must still count.
-    histogram = {name: np.histogram(np.minimum(c, 1), edges)[0].tolist() for name, c in split.items()}
+    histogram = {name: np.histogram(c, edges)[0].tolist() for name, c in split.items()}
     return {
         "mean": number(confidence.mean()),
         **{name: number(c.mean()) if len(c) else None for name, c in split.items()},
@@ -268,7 +265,8 @@ def _confidence(confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
 
 def _reliability(confidence: np.ndarray, correct: np.ndarray) -> dict[str, list[Any]]:
     """Accuracy and mean confidence of the examples in each of `BINS` equal bins of confidence."""
-    place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    # The bins of `ops.expected_calibration_error`: open below, closed above, edges in the precision of the confidence.
+    place = np.searchsorted((np.arange(1, BINS) / BINS).astype(confidence.dtype), confidence, side="left")
     counts = np.bincount(place, minlength=BINS)
     sums = [np.bincount(place, weights=x, minlength=BINS) for x in (confidence, correct)]
     means = [[number(s / c) if c else None for s, c in zip(part, counts, strict=True)] for part in sums]

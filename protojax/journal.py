@@ -1,10 +1,12 @@
 """What a long run tells while it runs: a progress bar, `metrics.jsonl` and TensorBoard events."""
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, Self
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -20,17 +22,40 @@ class Journal:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
         self._bar = tqdm(total=steps, initial=resumed_at, desc=name, unit="step", disable=quiet, dynamic_ncols=True)
         self._examples_per_step = examples_per_step
-        self._started = time.perf_counter()
-        self._steps_since = 0
+        self._started: float | None = None
+        self._steps_before = self._bar.n
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.close()
+        self._file.close()
+        self._board.close()
 
     def advance(self, steps: int) -> None:
         """Moves the progress bar by `steps` finished steps."""
         self._bar.update(steps)
-        self._steps_since += steps
 
-    def restart_clock(self) -> None:
-        """Measures speed from now on, so that compilation and evaluations do not count."""
-        self._started, self._steps_since = time.perf_counter(), 0
+    def start_clock(self) -> None:
+        """Measures speed from now on, so that the compilation in the first steps does not count."""
+        self._started, self._steps_before = time.perf_counter(), self._bar.n
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside does not count as training time."""
+        before = time.perf_counter()
+        yield
+        if self._started is not None:
+            self._started += time.perf_counter() - before
+
+    @property
+    def examples_per_second(self) -> float | None:
+        """Queries a second since the clock was started; None where no step was finished since."""
+        steps = self._bar.n - self._steps_before
+        if self._started is None or steps <= 0:
+            return None
+        return steps * self._examples_per_step / (time.perf_counter() - self._started)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one line of metrics at `step`; a value that is not finite becomes null in the JSON."""
@@ -42,15 +67,9 @@ class Journal:
 
     def show(self, metrics: Mapping[str, float]) -> None:
         """Shows a few metrics and the examples per second beside the progress bar."""
-        elapsed = max(time.perf_counter() - self._started, 1e-9)
-        rate = self._steps_since * self._examples_per_step / elapsed
-        self._bar.set_postfix({**{k: f"{v:.4g}" for k, v in metrics.items()}, "examples/s": f"{rate:.0f}"})
-
-    def close(self) -> None:
-        """Finishes the bar and the files."""
-        self._bar.close()
-        self._file.close()
-        self._board.close()
+        rate = self.examples_per_second
+        speed = {} if rate is None else {"examples/s": f"{rate:.0f}"}
+        self._bar.set_postfix({**{k: f"{v:.4g}" for k, v in metrics.items()}, **speed})
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -38,8 +38,7 @@ def claim(folder: Path, settings: Settings, overwrite: bool = False) -> bool:
     if overwrite and record.exists():
         shutil.rmtree(folder)
     if record.exists():
-        different = _differences(config.to_tree(read(folder)), config.to_tree(settings))
-        if different:
+        if different := differences(read(folder), settings):
             raise RunError(
                 f"{folder} holds another experiment (different: {', '.join(different)}); "
                 "choose another --workdir, or --overwrite to delete it"
@@ -92,6 +91,14 @@ def write_json(path: Path, tree: Any) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def differences(old: Settings, new: Settings) -> list[str]:
+    """Settings in which two experiments differ so that their parameters do; a longer run may continue a shorter one."""
+    different = _differences(config.to_tree(old), config.to_tree(new))
+    if new.optimizer.schedule != "cosine" and "train.steps" in different:
+        different.remove("train.steps")
+    return different
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], section: str = "") -> list[str]:

@@ -1,25 +1,22 @@
-"""Training: the state, the compiled step, the loop."""
+"""The training loop: resumes, measures, validates, saves, and stops when asked to or when numbers go bad."""
 
-import itertools
 import signal
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
 from jax.experimental import multihost_utils
 
-from protojax import checkpoint, methods, optimizer, parallel, sharding
+from protojax import checkpoint, sharding, step
 from protojax.config import Settings
-from protojax.data import DataSet, images, noise, resident, sampling, streamed
+from protojax.data import DataSet, sampling
 from protojax.journal import Journal
-from protojax.methods import Batch, Method, Variables
+from protojax.methods import Method, Variables
+from protojax.step import TrainState
 
 
 class NonFiniteError(RuntimeError):
@@ -30,26 +27,6 @@ class Interrupted(RuntimeError):
     """The run was asked to stop (SIGTERM), saved its state and can be resumed."""
 
 
-class TrainState(NamedTuple):
-    """Everything that a step changes."""
-
-    step: jax.Array
-    """int32: steps done, which is also the position in the data."""
-    params: Any
-    statistics: Variables
-    """Collections that the network updates itself, such as `batch_stats`."""
-    opt_state: optax.OptState
-    bad_in_row: jax.Array
-    """int32: steps since the last one with a finite loss and gradient."""
-    bad_total: jax.Array
-    """int32: steps whose loss or gradient was not finite, and which therefore changed nothing."""
-
-    @property
-    def variables(self) -> Variables:
-        """The variables that the functions of a method take."""
-        return {"params": self.params, **self.statistics}
-
-
 class Trained(NamedTuple):
     """The end of a run."""
 
@@ -58,160 +35,6 @@ class Trained(NamedTuple):
     """Steps of this process; fewer than `state.step` where the run was resumed."""
     examples_per_second: float | None
     """Queries a second, without compilation and evaluations; None where no step followed the first dispatch."""
-
-
-def create(method: Method, transform: optax.GradientTransformation, key: jax.Array, batch: Batch) -> TrainState:
-    """A fresh state."""
-    variables = dict(method.init(key, batch))
-    params = variables.pop("params")
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, variables, transform.init(params), zero, zero)
-
-
-def train_step(
-    state: TrainState,
-    batch: Batch,
-    *,
-    method: Method,
-    transform: optax.GradientTransformation,
-    key: jax.Array,
-    axis_name: str | None = None,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of gradient descent; a loss or gradient that is not finite leaves parameters and statistics untouched.
-
-    Args:
-      state: the state; `state.step` also selects the randomness.
-      batch: prepared examples `[batch, ...]`, the local part of them under `pmap`.
-      method: the method to train.
-      transform: the optimiser.
-      key: key of the run.
-      axis_name: the mapped axis under `pmap`.
-    """
-    step_key = jax.random.fold_in(key, state.step)
-
-    def objective(params: Any) -> tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]:
-        return method.loss({"params": params, **state.statistics}, batch, step_key, state.step)
-
-    (loss, (statistics, metrics)), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
-    metrics = {"loss": loss, **metrics}
-    if axis_name is not None:
-        metrics, gradient = lax.pmean((metrics, gradient), axis_name)
-    norm = optax.global_norm(gradient)
-    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-    updates, opt_state = transform.update(gradient, state.opt_state, state.params)
-    changed = (optax.apply_updates(state.params, updates), {**state.statistics, **statistics}, opt_state)
-    params, statistics, opt_state = jax.tree.map(
-        partial(jnp.where, finite), changed, (state.params, state.statistics, state.opt_state)
-    )
-    bad_in_row = jnp.where(finite, 0, state.bad_in_row + 1)
-    bad_total = state.bad_total + jnp.where(finite, 0, 1)
-    metrics |= {"gradient_norm": norm, "bad_in_row": bad_in_row}
-    return TrainState(state.step + 1, params, statistics, opt_state, bad_in_row, bad_total), metrics
-
-
-def prepare(batch: Batch, key: jax.Array, *, settings: Settings, classes: int, kind: str) -> Batch:
-    """Augments the images of a batch and of its candidates, and replaces labels where the experiment wants noise."""
-    data = settings.data
-
-    def prepared(part: Batch, part_key: jax.Array) -> Batch:
-        inputs, label = part["inputs"], part["label"]
-        if kind == "image":
-            inputs = images.transform(inputs, data.augment, part_key, part["id"])
-        if data.label_noise:
-            label = noise.noisy_labels(label, part["id"], data.label_noise, classes, settings.train.seed)
-        return {"id": part["id"], "inputs": inputs, "label": label}
-
-    query_key, candidate_key = jax.random.split(key)
-    result = prepared(batch, query_key)
-    if "candidates" in batch:
-        result["candidates"] = prepared(batch["candidates"], candidate_key)
-    return result
-
-
-def sampler_of(settings: Settings, dataset: DataSet) -> sampling.Sampler:
-    """Which examples every step reads; raises ValueError where the training split has too few."""
-    train = settings.train
-    return sampling.sampler(
-        len(dataset.train),
-        train.batch_size,
-        train.candidate_count,
-        train.seed,
-        labels=dataset.train.labels if settings.data.class_shares else None,
-        class_shares=settings.data.class_shares,
-    )
-
-
-class Loop(NamedTuple):
-    """The compiled training of one experiment, `steps_per_dispatch` steps a call."""
-
-    method: Method
-    fresh: Callable[[], TrainState]
-    dispatch: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
-    """`(state, data)` -> `(state, metrics [steps])`; the given state is consumed."""
-    data: Callable[[int], Iterator[Any]]
-    """What `dispatch` reads, from a step on."""
-    devices: parallel.Parallel
-
-
-def compile(settings: Settings, dataset: DataSet) -> Loop:
-    """Puts method, optimiser, data and devices of an experiment together."""
-    train, info = settings.train, dataset.info
-    mesh = sharding.mesh()
-    devices = parallel.with_jit(mesh) if train.parallel == "jit" else parallel.with_pmap(mesh)
-    method = methods.build(settings, len(info.label_names), devices.axis_name)
-    transform = optimizer.build(settings.optimizer, train.steps)
-    sampler = sampler_of(settings, dataset)
-    init_key, feed_key, step_key = jax.random.split(jax.random.key(train.seed), 3)
-    is_resident = settings.data.feeding == "resident"
-
-    def fresh() -> TrainState:
-        # Parameters depend on shapes alone, so one example is enough, whatever the batch and the devices.
-        first = dataset.train[0]
-        batch = {"inputs": jnp.asarray(first["inputs"])[None]}
-        if info.kind == "image":
-            batch["inputs"] = images.transform(batch["inputs"], settings.data.augment)
-        initialise = methods.build(settings, len(info.label_names)).init
-        return create(method._replace(init=jax.jit(initialise)), transform, init_key, batch)
-
-    def one_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        batch_key = jax.random.fold_in(feed_key, state.step)
-        batch = prepare(batch, batch_key, settings=settings, classes=len(info.label_names), kind=info.kind)
-        return train_step(
-            state, batch, method=method, transform=transform, key=step_key, axis_name=devices.axis_name
-        )
-
-    def drawn(arrays: Any, step: jax.Array) -> Batch:
-        def take(indices: jax.Array) -> Batch:
-            return devices.own_batch(resident.take(arrays, devices.own_indices(indices)))
-
-        batch = take(sampling.batch_indices(sampler, step))
-        if sampler.candidate_count:
-            batch["candidates"] = take(sampling.candidate_indices(sampler, step))
-        return batch
-
-    def on_resident(state: TrainState, arrays: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        def body(state: TrainState, _: None) -> tuple[TrainState, dict[str, jax.Array]]:
-            return one_step(state, drawn(arrays, state.step))
-
-        return lax.scan(body, state, length=train.steps_per_dispatch)
-
-    def on_streamed(state: TrainState, batches: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        return lax.scan(one_step, state, batches)
-
-    def resident_data(step: int) -> Iterator[Any]:
-        return itertools.repeat(devices.place_arrays(resident.load(dataset.train)))
-
-    def streamed_data(step: int) -> Iterator[Any]:
-        data = settings.data
-        source = streamed.batches(
-            dataset.train, sampler, start=step, stop=train.steps, workers=data.workers, prefetch=data.prefetch
-        )
-        while batches := list(itertools.islice(source, train.steps_per_dispatch)):
-            yield devices.place_batches(jax.tree.map(lambda *x: np.stack(x), *batches))
-
-    if is_resident:
-        return Loop(method, fresh, devices.compile(on_resident, True), resident_data, devices)
-    return Loop(method, fresh, devices.compile(on_streamed, False), streamed_data, devices)
 
 
 def fit(
@@ -236,53 +59,73 @@ def fit(
       CheckpointError: the newest checkpoint is damaged or was trained on other data.
     """
     train = settings.train
-    loop = compile(settings, dataset)
-    position = {"fingerprint": dataset.info.fingerprint, "seed": train.seed}
-    checkpoints = checkpoint.manager(folder / "checkpoints", train.keep)
-    state = loop.fresh()
-    start = checkpoints.latest_step() or 0
-    if start:
-        state, saved = checkpoint.restore(checkpoints, start, jax.device_put(state, sharding.replicated(sharding.mesh())))
-        _check_position(folder, saved, position)
-    journal = Journal(folder, settings.name, train.steps, start, train.batch_size, quiet or jax.process_index() > 0)
-    history = _History(train.log_every, train.max_bad_steps, journal, partial(_ids, settings, dataset))
-    state = loop.devices.place_state(state)
-    stop = _StopRequest()
-    data = loop.data(start)
-    step, busy = start, 0.0
-    clock = time.perf_counter()
-    try:
-        while step < train.steps:
-            state, metrics = loop.dispatch(state, next(data))
-            step += train.steps_per_dispatch
-            if step - start == train.steps_per_dispatch:
-                jax.block_until_ready(metrics)
-                clock, busy = time.perf_counter(), 0.0
-            history.add(step, loop.devices.fetch(metrics))
-            last = step == train.steps
-            validating = last or (train.evaluate_every and step % train.evaluate_every == 0)
-            stopping = stop.agreed(step % train.log_every == 0)
-            if last or validating or stopping or step % train.checkpoint_every == 0:
-                history.flush()
-                pause = time.perf_counter()
-                current = loop.devices.fetch(state)
-                scores = validate(loop.method, current.variables) if validating and dataset.validation else {}
-                if scores:
-                    journal.write(step, {f"validation.{k}": v for k, v in scores.items()})
-                checkpoint.save(checkpoints, step, current, {**position, "step": step}, scores.get("score"))
-                busy += time.perf_counter() - pause
-            if stopping and not last:
-                checkpoints.wait_until_finished()
-                raise Interrupted(f"stopped at step {step}; run the same command again to resume")
-    finally:
-        stop.restore()
-        journal.close()
-        checkpoints.wait_until_finished()
-        checkpoints.close()
-    counted = step - start - train.steps_per_dispatch
-    seconds = time.perf_counter() - clock - busy
-    rate = counted * train.batch_size / seconds if counted > 0 else None
-    return Trained(loop.devices.fetch(state), step - start, rate)
+    loop = step.compile(settings, dataset)
+    with checkpoint.manager(folder / "checkpoints", train.keep) as checkpoints:
+        state, done = loop.fresh(), checkpoints.latest_step() or 0
+        if done:
+            state = _restored(checkpoints, done, state, settings, dataset)
+        hidden = quiet or jax.process_index() > 0
+        with Journal(folder, settings.name, train.steps, done, train.batch_size, hidden) as journal, _Stop() as stop:
+            history = _History(train.log_every, train.max_bad_steps, journal, partial(_ids, settings, dataset))
+            state, start, data = loop.devices.place_state(state), done, loop.data(done)
+            while done < train.steps:
+                state, metrics = loop.dispatch(state, next(data))
+                done += train.steps_per_dispatch
+                history.add(done, loop.devices.fetch(metrics))
+                if done - start == train.steps_per_dispatch:
+                    history.flush()
+                    journal.start_clock()
+                stopping = stop.agreed(done % train.log_every == 0)
+                validating = _falls(done, train.evaluate_every, train.steps)
+                if stopping or validating or _falls(done, train.checkpoint_every, train.steps):
+                    history.flush()
+                    with journal.paused():
+                        current, score = loop.devices.fetch(state), None
+                        if validating and dataset.validation is not None:
+                            scores = validate(loop.method, current.variables)
+                            journal.write(done, {f"validation.{k}": v for k, v in scores.items()})
+                            score = scores["score"]
+                        position = {**_identity(settings, dataset), "step": done}
+                        checkpoint.save(checkpoints, done, current, position, score)
+                if stopping and done < train.steps:
+                    checkpoints.wait_until_finished()
+                    raise Interrupted(f"stopped at step {done}; run the same command again to resume")
+        return Trained(loop.devices.fetch(state), done - start, journal.examples_per_second)
+
+
+def restore(settings: Settings, dataset: DataSet, folder: Path) -> TrainState:
+    """The trained state that `evaluate.checkpoint` names.
+
+    Raises:
+      CheckpointError: there is none, it is damaged, or it was trained on other data.
+    """
+    best = settings.evaluate.checkpoint == "best"
+    with checkpoint.manager(folder / "checkpoints", settings.train.keep) as checkpoints:
+        at = checkpoints.best_step() if best else checkpoints.latest_step()
+        if at is None:
+            raise checkpoint.CheckpointError(f"{folder} has no {'best' if best else 'saved'} checkpoint; train it first")
+        return _restored(checkpoints, at, step.compile(settings, dataset).fresh(), settings, dataset)
+
+
+def _restored(checkpoints: Any, at: int, like: TrainState, settings: Settings, dataset: DataSet) -> TrainState:
+    like = jax.device_put(like, sharding.replicated(sharding.mesh()))
+    state, position = checkpoint.restore(checkpoints, at, like)
+    for key, value in _identity(settings, dataset).items():
+        if position[key] != value:
+            raise checkpoint.CheckpointError(
+                f"{checkpoints.directory}: trained with {key} {position[key]!r}, but this experiment has {value!r}; "
+                "use another --workdir, or --overwrite"
+            )
+    return state
+
+
+def _identity(settings: Settings, dataset: DataSet) -> dict[str, Any]:
+    """What, with the step, determines every further batch."""
+    return {"fingerprint": dataset.info.fingerprint, "seed": settings.train.seed}
+
+
+def _falls(done: int, every: int, last: int) -> bool:
+    return done == last or bool(every) and done % every == 0
 
 
 class _History:
@@ -323,12 +166,21 @@ class _History:
             self._rows.clear()
 
 
-class _StopRequest:
-    """Notes SIGTERM, and lets all processes of a run stop at the same step."""
+class _Stop:
+    """Notes SIGTERM while it is entered, and lets all processes of a run stop at the same step."""
 
     def __init__(self) -> None:
         self._asked = False
-        self._before = signal.signal(signal.SIGTERM, self._note)
+
+    def __enter__(self) -> "_Stop":
+        # Python allows signal handlers in the main thread only; elsewhere the caller keeps its own.
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._before)
 
     def _note(self, *_: Any) -> None:
         self._asked = True
@@ -339,20 +191,7 @@ class _StopRequest:
             return self._asked
         return common and bool(multihost_utils.process_allgather(np.asarray(self._asked)).any())
 
-    def restore(self) -> None:
-        """Gives SIGTERM back to whoever handled it before."""
-        signal.signal(signal.SIGTERM, self._before)
 
-
-def _ids(settings: Settings, dataset: DataSet, step: int) -> list[int]:
-    indices = np.asarray(sampling.batch_indices(sampler_of(settings, dataset), np.uint32(step)))
+def _ids(settings: Settings, dataset: DataSet, at: int) -> list[int]:
+    indices = np.asarray(sampling.batch_indices(step.sampler_of(settings, dataset), np.uint32(at)))
     return [int(dataset.train.ids[i]) for i in indices]
-
-
-def _check_position(folder: Path, saved: dict[str, Any], position: dict[str, Any]) -> None:
-    for key, value in position.items():
-        if saved[key] != value:
-            raise checkpoint.CheckpointError(
-                f"{folder}: its checkpoint was trained with {key} {saved[key]!r}, this experiment has {value!r}; "
-                "use another --workdir, or --overwrite"
-            )

@@ -11,10 +11,11 @@ from protojax.networks.layers import Dropout, check_axes
 
 
 class LSTM(nn.Module):
-    """One embedding of the row (Dense + ReLU), read at every step under a new dropout mask; the last output, dropped too.
+    """One embedding of the row (Dense + ReLU), which an LSTM reads at every step under a new dropout mask.
 
-    The paper gives no size for the state; it is the width of the embedding here. The fields are those of
-    `protojax.config.LSTMSettings`, the compute dtype and the name of the pmap axis.
+    The features are its last output, after dropout too. The paper gives no size for the state; it is the width of the
+    embedding here. The fields are those of `protojax.config.LSTMSettings`, the compute dtype and the name of the pmap
+    axis.
     """
 
     steps: int = 4

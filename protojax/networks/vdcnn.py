@@ -41,7 +41,7 @@ class VDCNN(nn.Module):
 
         Args:
           inputs: integer codes `[batch, length]`, 0 for padding (only at the end), at most 70. A code out of range
-            makes the features of its text NaN.
+            makes the features NaN, in training those of the whole batch.
           train: whether statistics are those of the batch and dropout is drawn.
 
         Returns:
@@ -76,7 +76,8 @@ class VDCNN(nn.Module):
         return features, {"map": x, "mask": mask, "chosen": chosen}
 
     def _embed(self, codes: jax.Array) -> jax.Array:
-        table = self.param("embedding", nn.initializers.normal(1.0), (CODES, self.embedding), jnp.float32)
+        initial = nn.initializers.normal(self.embedding**-0.5)
+        table = self.param("embedding", initial, (CODES, self.embedding), jnp.float32)
         # A matrix product, because the gradient of a lookup adds in no fixed order on GPU.
         one_hot = jax.nn.one_hot(codes, CODES, dtype=jnp.float32)
         embedded = jnp.dot(one_hot, table, precision=lax.Precision.HIGHEST)

@@ -20,7 +20,7 @@ from protojax.data.source import DataError
 
 Duplicates = Literal["refuse", "drop"]
 
-VERSION = "1.0.0"
+_VERSION = "1.0.0"
 
 _SHARD_EXAMPLES = 2048  # TFDS keeps the examples of the shard that it writes in memory.
 _RESERVED = ("digits",)
@@ -102,8 +102,8 @@ def write(goal: Target, raw: Raw) -> Prepared:
     Raises:
       DataError: too few examples, a class without any, an example in two splits, a disk that is full.
     """
-    chosen = _divide(goal, raw)
-    chosen, dropped = _without_copies(goal, raw, chosen)
+    chosen, dropped = _without_copies(goal, raw, _divide(goal, raw))
+    _check_splits(goal, raw, chosen)
     _check_classes(raw, chosen)
     kept = {name: np.flatnonzero(chosen == name) for name in (splits.TRAIN, "validation", "test")}
     kept = {name: places[splits.shuffled(raw.ids[places])] for name, places in kept.items() if len(places)}
@@ -115,7 +115,7 @@ def write(goal: Target, raw: Raw) -> Prepared:
     except (OSError, RuntimeError) as error:  # ArrayRecord reports a full disk as a RuntimeError.
         raise DataError(f"{goal.folder} could not be written, and nothing of it was kept: {error}") from error
     counts = {name: len(places) for name, places in kept.items()}
-    return Prepared(goal.folder / VERSION, counts, dropped)
+    return Prepared(goal.folder / _VERSION, counts, dropped)
 
 
 def encode_png(pixels: np.ndarray) -> io.BytesIO:
@@ -133,19 +133,10 @@ def _divide(goal: Target, raw: Raw) -> np.ndarray:
     test = 0.0 if "test" in own else goal.test
     validation = 0.0 if "validation" in own else goal.validation * (1.0 - test)
     carved = splits.assign(raw.ids, {"test": test, "validation": validation})
-    chosen = np.where(own == splits.TRAIN, carved, own)
-    for name, wanted in ((splits.TRAIN, 1.0), ("test", test), ("validation", validation)):
-        if wanted and not np.any(chosen == name):
-            raise DataError(
-                f"none of the {len(raw.ids)} examples of {raw.origin} falls into the {name} split: "
-                "give more examples or other shares for test and validation"
-            )
-    return chosen
+    return np.where(own == splits.TRAIN, carved, own)
 
 
-def _without_copies(
-    goal: Target, raw: Raw, chosen: np.ndarray
-) -> tuple[np.ndarray, dict[str, tuple[int, ...]]]:
+def _without_copies(goal: Target, raw: Raw, chosen: np.ndarray) -> tuple[np.ndarray, dict[str, tuple[int, ...]]]:
     # Dropped examples get the split "".
     hashes = {
         str(name): {int(raw.ids[i]): raw.hashes[i] for i in np.flatnonzero(chosen == name)}
@@ -158,9 +149,26 @@ def _without_copies(
     return np.where(gone, "", chosen), dropped
 
 
+def _check_splits(goal: Target, raw: Raw, chosen: np.ndarray) -> None:
+    own = [] if raw.splits is None else np.unique(raw.splits).tolist()
+    carved = [name for name, share in (("test", goal.test), ("validation", goal.validation)) if share]
+    for name in (splits.TRAIN, *carved, *own):
+        if not np.any(chosen == name):
+            raise DataError(
+                f"none of the {len(raw.ids)} examples of {raw.origin} is left for the {name} split: "
+                "give more examples, or other shares for test and validation"
+            )
+
+
 def _check_classes(raw: Raw, chosen: np.ndarray) -> None:
     if len(raw.label_names) < 2:
         raise DataError(f"{raw.origin} has the one class {raw.label_names[0]!r}: a decision needs two")
+    for name in raw.label_names:
+        # TFDS keeps the names in a text file, a name a line.
+        if name != name.strip() or len(name.splitlines()) != 1:
+            raise DataError(f"{name!r} cannot name a class: it is empty, spans lines, or has space around it")
+        if list(raw.label_names).count(name) > 1:
+            raise DataError(f"two classes of {raw.origin} are named {name!r}")
     everywhere = np.bincount(raw.labels, minlength=len(raw.label_names))
     training = np.bincount(raw.labels[chosen == splits.TRAIN], minlength=len(raw.label_names))
     for name, total, trained in zip(raw.label_names, everywhere, training, strict=True):
@@ -211,34 +219,35 @@ def _write_records(root: Path, name: str, raw: Raw, kept: Mapping[str, np.ndarra
             ]
             for split, places in kept.items()
         }
-        builder = _builder(name, features, shards, description)(data_dir=root, file_format="array_record")
+        builder = _builder_class(name, features, description)(data_dir=root, file_format="array_record")
+        builder.shards = shards
         # TFDS announces a download, and the temporary folder as the place of the data.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
-    written = tfds.builder_from_directory(root / name / VERSION)
+    written = tfds.builder_from_directory(root / name / _VERSION)
     for split, places in kept.items():
         if (found := len(written.as_data_source(split))) != len(places):
             raise OSError(f"{found} of {len(places)} examples of the {split} split arrived on the disk")
 
 
-def _builder(
-    name: str, features: tfds.features.FeaturesDict, shards: dict[str, list], description: str
-) -> type[tfds.core.DatasetBuilder]:
+def _builder_class(name: str, features: tfds.features.FeaturesDict, description: str) -> type[tfds.core.DatasetBuilder]:
     # TFDS takes name and version from the class, so every data set has a class of its own. The generator based
-    # builder needs TensorFlow to shuffle above 1 GB; this one writes the shards as they come.
+    # builder needs TensorFlow to shuffle above 1 GB; this one writes the shards as they come. The shards hang on the
+    # instance: TFDS keeps every class for ever, and with it what it closes over.
     class Builder(tfds.core.dataset_builder.ShardBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version(globals()["VERSION"])
+        VERSION = tfds.core.Version(_VERSION)
         pkg_dir_path = Path(__file__).parent
 
         def _info(self) -> tfds.core.DatasetInfo:
             return tfds.core.DatasetInfo(builder=self, features=features, description=description)
 
         def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, list]:
-            return shards
+            return self.shards
 
     Builder.name = name
     return Builder
 
 
 def _is_prepared(folder: Path) -> bool:
-    return [entry.name for entry in folder.iterdir()] == [VERSION] and (folder / VERSION / "dataset_info.json").is_file()
+    versions = [entry.name for entry in folder.iterdir()]
+    return versions == [_VERSION] and (folder / _VERSION / "dataset_info.json").is_file()

@@ -1,0 +1,32 @@
+"""Array functions: jax in, jax out; no networks, no files, no state."""
+
+from protojax.ops.attention import attend
+from protojax.ops.losses import cross_entropy, weight_entropy
+from protojax.ops.metrics import (
+    Coverage,
+    accuracy,
+    auroc,
+    class_mass,
+    coverage_curve,
+    expected_calibration_error,
+    fewest_for,
+)
+from protojax.ops.simplex import Parts, softmax, softmax_parts, sparsemax, sparsemax_parts
+
+__all__ = [
+    "Coverage",
+    "Parts",
+    "accuracy",
+    "attend",
+    "auroc",
+    "class_mass",
+    "coverage_curve",
+    "cross_entropy",
+    "expected_calibration_error",
+    "fewest_for",
+    "softmax",
+    "softmax_parts",
+    "sparsemax",
+    "sparsemax_parts",
+    "weight_entropy",
+]

@@ -1,0 +1,191 @@
+"""One step of training: the state, the step as a pure function, and its compilation for an experiment."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from protojax import methods, optimizer, parallel, sharding
+from protojax.config import Settings
+from protojax.data import DataSet, images, noise, resident, sampling, streamed
+from protojax.methods import Batch, Method, Variables
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes."""
+
+    step: jax.Array
+    """int32: steps done, which is also the position in the data."""
+    params: Any
+    statistics: Variables
+    """Collections that the network updates itself, such as `batch_stats`."""
+    opt_state: optax.OptState
+    bad_in_row: jax.Array
+    """int32: steps since the last one with a finite loss and gradient."""
+    bad_total: jax.Array
+    """int32: steps whose loss or gradient was not finite, and which therefore changed nothing."""
+
+    @property
+    def variables(self) -> Variables:
+        """The variables that the functions of a method take."""
+        return {"params": self.params, **self.statistics}
+
+
+def create(method: Method, transform: optax.GradientTransformation, key: jax.Array, batch: Batch) -> TrainState:
+    """A fresh state."""
+    variables = dict(method.init(key, batch))
+    params = variables.pop("params")
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, variables, transform.init(params), zero, zero)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    method: Method,
+    transform: optax.GradientTransformation,
+    key: jax.Array,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of gradient descent; a loss or gradient that is not finite leaves parameters and statistics untouched.
+
+    Args:
+      state: the state; `state.step` also selects the randomness.
+      batch: prepared examples `[batch, ...]`, the local part of them under `pmap`.
+      method: the method to train.
+      transform: the optimiser.
+      key: key of the run.
+      axis_name: the mapped axis under `pmap`.
+    """
+    step_key = jax.random.fold_in(key, state.step)
+
+    def objective(params: Any) -> tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]:
+        return method.loss({"params": params, **state.statistics}, batch, step_key, state.step)
+
+    (loss, (statistics, metrics)), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+    metrics = {"loss": loss, **metrics}
+    if axis_name is not None:
+        metrics, gradient = lax.pmean((metrics, gradient), axis_name)
+    norm = optax.global_norm(gradient)
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+    updates, opt_state = transform.update(gradient, state.opt_state, state.params)
+    changed = (optax.apply_updates(state.params, updates), {**state.statistics, **statistics}, opt_state)
+    params, statistics, opt_state = jax.tree.map(
+        partial(jnp.where, finite), changed, (state.params, state.statistics, state.opt_state)
+    )
+    bad_in_row = jnp.where(finite, 0, state.bad_in_row + 1)
+    bad_total = state.bad_total + jnp.where(finite, 0, 1)
+    metrics |= {"gradient_norm": norm, "bad_in_row": bad_in_row}
+    return TrainState(state.step + 1, params, statistics, opt_state, bad_in_row, bad_total), metrics
+
+
+def prepare(batch: Batch, key: jax.Array, *, settings: Settings, classes: int, kind: str) -> Batch:
+    """Augments the images of a batch and of its candidates, and replaces labels where the experiment wants noise."""
+    data = settings.data
+
+    def prepared(part: Batch, part_key: jax.Array) -> Batch:
+        inputs, label = part["inputs"], part["label"]
+        if kind == "image":
+            inputs = images.transform(inputs, data.augment, part_key, part["id"])
+        if data.label_noise:
+            label = noise.noisy_labels(label, part["id"], data.label_noise, classes, settings.train.seed)
+        return {"id": part["id"], "inputs": inputs, "label": label}
+
+    query_key, candidate_key = jax.random.split(key)
+    result = prepared(batch, query_key)
+    if "candidates" in batch:
+        result["candidates"] = prepared(batch["candidates"], candidate_key)
+    return result
+
+
+def sampler_of(settings: Settings, dataset: DataSet) -> sampling.Sampler:
+    """Which examples every step reads; raises ValueError where the training split has too few."""
+    train = settings.train
+    return sampling.sampler(
+        len(dataset.train),
+        train.batch_size,
+        train.candidate_count,
+        train.seed,
+        labels=dataset.train.labels if settings.data.class_shares else None,
+        class_shares=settings.data.class_shares,
+    )
+
+
+class Loop(NamedTuple):
+    """The compiled training of one experiment, `steps_per_dispatch` steps a call."""
+
+    method: Method
+    fresh: Callable[[], TrainState]
+    dispatch: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
+    """`(state, data)` -> `(state, metrics [steps])`; the given state is consumed."""
+    data: Callable[[int], Iterator[Any]]
+    """What `dispatch` reads, from a step on."""
+    devices: parallel.Parallel
+
+
+def compile(settings: Settings, dataset: DataSet) -> Loop:
+    """Puts method, optimiser, data and devices of an experiment together."""
+    train, info = settings.train, dataset.info
+    mesh = sharding.mesh()
+    devices = parallel.with_jit(mesh) if train.parallel == "jit" else parallel.with_pmap(mesh)
+    method = methods.build(settings, len(info.label_names), devices.axis_name)
+    transform = optimizer.build(settings.optimizer, train.steps)
+    sampler = sampler_of(settings, dataset)
+    init_key, feed_key, step_key = jax.random.split(jax.random.key(train.seed), 3)
+    is_resident = settings.data.feeding == "resident"
+
+    def fresh() -> TrainState:
+        # Parameters depend on shapes alone, so one example is enough, whatever the batch and the devices.
+        first = dataset.train[0]
+        batch = {"inputs": jnp.asarray(first["inputs"])[None]}
+        if info.kind == "image":
+            batch["inputs"] = images.transform(batch["inputs"], settings.data.augment)
+        initialise = methods.build(settings, len(info.label_names)).init
+        return create(method._replace(init=jax.jit(initialise)), transform, init_key, batch)
+
+    def one_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        batch_key = jax.random.fold_in(feed_key, state.step)
+        batch = prepare(batch, batch_key, settings=settings, classes=len(info.label_names), kind=info.kind)
+        return train_step(
+            state, batch, method=method, transform=transform, key=step_key, axis_name=devices.axis_name
+        )
+
+    def drawn(arrays: Any, step: jax.Array) -> Batch:
+        def take(indices: jax.Array) -> Batch:
+            return devices.own_batch(resident.take(arrays, devices.own_indices(indices)))
+
+        batch = take(sampling.batch_indices(sampler, step))
+        if sampler.candidate_count:
+            batch["candidates"] = take(sampling.candidate_indices(sampler, step))
+        return batch
+
+    def on_resident(state: TrainState, arrays: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        def body(state: TrainState, _: None) -> tuple[TrainState, dict[str, jax.Array]]:
+            return one_step(state, drawn(arrays, state.step))
+
+        return lax.scan(body, state, length=train.steps_per_dispatch)
+
+    def on_streamed(state: TrainState, batches: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        return lax.scan(one_step, state, batches)
+
+    def resident_data(step: int) -> Iterator[Any]:
+        return itertools.repeat(devices.place_arrays(resident.load(dataset.train)))
+
+    def streamed_data(step: int) -> Iterator[Any]:
+        data = settings.data
+        source = streamed.batches(
+            dataset.train, sampler, start=step, stop=train.steps, workers=data.workers, prefetch=data.prefetch
+        )
+        while batches := list(itertools.islice(source, train.steps_per_dispatch)):
+            yield devices.place_batches(jax.tree.map(lambda *x: np.stack(x), *batches))
+
+    if is_resident:
+        return Loop(method, fresh, devices.compile(on_resident, True), resident_data, devices)
+    return Loop(method, fresh, devices.compile(on_streamed, False), streamed_data, devices)
