@@ -60,16 +60,17 @@ def _prepare(parsed: argparse.Namespace) -> None:
     }
     match parsed.kind:
         case "idx":
-            done = prepare.idx(parsed.source, parsed.name, label_names=_names(parsed.label_names), **common)
+            done = prepare.idx(parsed.source, name=parsed.name, label_names=_names(parsed.label_names), **common)
         case "image-folder":
-            done = prepare.image_folder(parsed.source, parsed.name, image_size=_size(parsed.image_size), **common)
+            done = prepare.image_folder(parsed.source, name=parsed.name, image_size=_size(parsed.image_size), **common)
         case "csv":
-            columns = {"numeric": _names(parsed.numeric), "categorical": _names(parsed.categorical)}
-            done = prepare.table(parsed.source, parsed.name, label=parsed.label, **columns, **common)
+            columns = {"numeric": _names(parsed.numeric) or (), "categorical": _names(parsed.categorical) or ()}
+            done = prepare.table(parsed.source, name=parsed.name, label=parsed.label, **columns, **common)
         case "text":
-            done = prepare.text(parsed.source, parsed.name, label=parsed.label, text=parsed.text, **common)
+            done = prepare.text(parsed.source, name=parsed.name, label=parsed.label, text=parsed.text, **common)
     counts = ", ".join(f"{split} {count}" for split, count in done.counts.items())
-    print(f"prepared {parsed.name}: {counts}; {done.dropped} duplicates dropped\n{done.path}")
+    dropped = sum(len(ids) for ids in done.dropped.values())
+    print(f"prepared {parsed.name}: {counts}" + (f" ({dropped} duplicates dropped)" if dropped else "") + f"\n{done.path}")
 
 
 def _train(parsed: argparse.Namespace) -> None:

@@ -210,6 +210,16 @@ def save(folder: str | Path, memory: Memory, parameters_sha256: str) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def is_of(folder: str | Path, parameters_sha256: str) -> bool:
+    """Whether a database made by these parameters stands in `folder`.
+
+    Raises:
+      DatabaseError: one stands there, but its manifest is damaged.
+    """
+    folder = Path(folder)
+    return (folder / "manifest.json").exists() and _manifest(folder).parameters_sha256 == parameters_sha256
+
+
 def load(folder: str | Path, parameters_sha256: str) -> Memory:
     """Reads a database that `save` wrote, after checking every byte of it.
 
@@ -222,19 +232,7 @@ def load(folder: str | Path, parameters_sha256: str) -> Memory:
         the message names the file.
     """
     folder = Path(folder)
-    path = folder / "manifest.json"
-    try:
-        manifest = _Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise DatabaseError(f"{path}: no database here; build one first") from None
-    except pydantic.ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        raise DatabaseError(
-            f"{path}: damaged manifest ({f'{place}: ' if place else ''}{problem['msg']}); {_ADVICE}"
-        ) from None
-    if manifest.schema_name != SCHEMA:
-        raise DatabaseError(f"{path}: schema {manifest.schema_name!r}, but this version reads {SCHEMA!r}; {_ADVICE}")
+    path, manifest = folder / "manifest.json", _manifest(folder)
     if manifest.parameters_sha256 != parameters_sha256:
         raise DatabaseError(
             f"{path}: stale: encoded by parameters {manifest.parameters_sha256[:12]}..., "
@@ -251,6 +249,23 @@ def load(folder: str | Path, parameters_sha256: str) -> Memory:
     return Memory(**tree)
 
 
+def _manifest(folder: Path) -> _Manifest:
+    path = folder / "manifest.json"
+    try:
+        manifest = _Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise DatabaseError(f"{path}: no database here; build one first") from None
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        raise DatabaseError(
+            f"{path}: damaged manifest ({f'{place}: ' if place else ''}{problem['msg']}); {_ADVICE}"
+        ) from None
+    if manifest.schema_name != SCHEMA:
+        raise DatabaseError(f"{path}: schema {manifest.schema_name!r}, but this version reads {SCHEMA!r}; {_ADVICE}")
+    return manifest
+
+
 def _put(tree: dict[str, Any], path: list[str], array: jax.Array, manifest: Path) -> None:
     *parents, last = path
     for key in parents:
@@ -264,8 +279,8 @@ def _put(tree: dict[str, Any], path: list[str], array: jax.Array, manifest: Path
 
 def _read(folder: Path, entry: _Array) -> np.ndarray:
     file = folder / entry.file
-    # The comparison of names also refuses absolute paths; resolving also refuses links that lead out.
-    if Path(entry.file).name != entry.file or file.resolve().parent != folder.resolve():
+    # Resolving sees through "..", absolute paths and links.
+    if file.resolve().parent != folder.resolve():
         raise DatabaseError(f"{folder / 'manifest.json'}: names a file outside its folder: {entry.file!r}; {_ADVICE}")
     if not file.is_file():
         raise DatabaseError(f"{file}: missing; {_ADVICE}")

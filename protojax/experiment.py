@@ -94,8 +94,9 @@ def open_run(
     method = methods.build(settings, len(dataset.info.label_names))
     transform = preparation(settings, dataset)
     key = checkpoint.digest({"parameters": state.variables, "ids": dataset.train.ids[_candidates(settings, dataset)]})
-    memory = database.load(folder / "database", key) if database.is_of(folder / "database", key) else None
-    if memory is None:
+    try:
+        memory = database.load(folder / "database", key)
+    except database.DatabaseError:
         memory = _encode(settings, dataset, transform, method, state.variables, quiet)
         if jax.process_index() == 0:
             database.save(folder / "database", memory, key)

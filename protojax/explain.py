@@ -31,7 +31,7 @@ def select(
       ids: exactly these, in this order.
       wrong: wrong decisions only.
       least_confident: so many of lowest confidence, lowest first; with `wrong`, of the wrong ones.
-      count: at most so many; None for all.
+      count: at most so many, where neither ids nor `least_confident` say how many; None for all.
 
     Returns:
       int positions in the split.
@@ -43,13 +43,13 @@ def select(
     if ids is not None:
         if wrong or least_confident is not None:
             raise ValueError("ids already name the decisions; leave out --wrong and --least-confident")
-        return _places(scored.ids, np.asarray(ids, dtype=np.int64), "the scored split")[:count]
+        return _places(scored.ids, np.asarray(ids, dtype=np.int64), "the scored split")
     pool = np.flatnonzero(~scored.correct) if wrong else np.arange(len(scored.ids))
     if least_confident is not None:
         if not 1 <= least_confident <= len(pool):
             what = "wrong decisions" if wrong else "examples"
             raise ValueError(f"{least_confident} least confident were asked for among {len(pool)} {what}")
-        pool = pool[np.argsort(scored.confidence[pool], kind="stable")][:least_confident]
+        return pool[np.argsort(scored.confidence[pool], kind="stable")][:least_confident]
     return pool[:count]
 
 
@@ -95,13 +95,9 @@ def records(
                 "prototypes": _prototypes(scored, position),
             }
         )
-    for decision, shown in zip(decisions, _shown(source, [d["id"] for d in decisions], f"split {split}"), strict=True):
-        _add_input(decision, shown)
-        prototypes = decision["prototypes"]
-        for prototype, shown in zip(
-            prototypes, _shown(train_source, [p["id"] for p in prototypes], "the training split"), strict=True
-        ):
-            _add_input(prototype, shown)
+    prototypes = [prototype for decision in decisions for prototype in decision["prototypes"]]
+    _add_inputs(decisions, source, f"split {split}")
+    _add_inputs(prototypes, train_source, "the training split")
     return {"schema": SCHEMA, "label_names": list(label_names), "decisions": decisions}
 
 
@@ -201,7 +197,7 @@ def write(
         "wrong_labels": (f"Prototypes with a wrong label: where they weigh most on the {split} split", mistaken),
     }
     for name, (title, explained) in titles.items():
-        if isinstance(source.show(0), np.ndarray):
+        if _has_images(source):
             files += _pictures(folder, name, title, explained, source, train_source)
         else:
             files.append(tables.write(folder / f"{name}.md", title, explained))
@@ -242,15 +238,23 @@ def _prototypes(scored: Scored, position: int) -> list[dict[str, Any]]:
 
 
 def _shown(source: Any, ids: Sequence[int], where: str) -> list[Any]:
-    """What a person reads of the examples with these ids: images, texts or rows."""
+    """What a person sees of the examples with these ids."""
     return [source.show(int(place)) for place in _places(source.ids, np.asarray(ids, dtype=np.int64), where)]
 
 
-def _add_input(record: dict[str, Any], shown: Any) -> None:
-    if isinstance(shown, str):
-        record["input"] = shown
-    elif isinstance(shown, Mapping):
-        record["input"] = {name: _plain(value) for name, value in shown.items()}
+def _add_inputs(examples: Sequence[dict[str, Any]], source: Any, where: str) -> None:
+    """Writes texts and rows into the records of their examples; images are found by their ids."""
+    places = _places(source.ids, np.asarray([example["id"] for example in examples], dtype=np.int64), where)
+    if _has_images(source):
+        return
+    for example, place in zip(examples, places, strict=True):
+        shown = source.show(int(place))
+        is_row = isinstance(shown, Mapping)
+        example["input"] = {name: _plain(value) for name, value in shown.items()} if is_row else shown
+
+
+def _has_images(source: Any) -> bool:
+    return isinstance(source.show(0), np.ndarray)
 
 
 def _plain(value: Any) -> Any:

@@ -67,7 +67,7 @@ def _coverage(results: Mapping[str, Any]) -> Figure:
         axes.set_ylabel("accuracy, AUC")
     everything = results["accuracy"]["encoder"]
     axes.axhline(everything, color=GREY, linewidth=1, linestyle=":", label=f"encoder, all decided: {everything:.4f}")
-    _decided(axes)
+    _decided(axes, [curve])
     _legend(figure)
     return figure
 
@@ -82,7 +82,7 @@ def _neighbours(results: Mapping[str, Any]) -> Figure:
     }
     for i, (key, name) in enumerate(names.items()):
         _curve(axes, results["coverage_curve"][key], "accuracy", name, i)
-    _decided(axes)
+    _decided(axes, list(results["coverage_curve"].values()))
     _legend(figure)
     return figure
 
@@ -92,8 +92,11 @@ def _curve(axes: Axes, curve: Mapping[str, list[Any]], of: str, name: str, style
     axes.plot(*zip(*points, strict=True), label=name, markersize=3.5, linewidth=1.5, **_STYLES[style])
 
 
-def _decided(axes: Axes) -> None:
-    axes.set_xlim(0, 1.02)
+def _decided(axes: Axes, curves: Sequence[Mapping[str, list[Any]]]) -> None:
+    least = min(share for curve in curves for share in curve["share"] if share > 0)
+    # A confident method withholds little, and its curve would be a speck on an axis from 0 to 1.
+    room = max(1 - least, 0.02)
+    axes.set_xlim(1 - 1.05 * room, 1 + 0.02 * room)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
 
 

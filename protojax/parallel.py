@@ -13,10 +13,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from protojax import sharding
-
-AXIS = "data"
-"""Name of the mapped axis under `pmap`."""
-
+from protojax.sharding import AXIS
 
 class Parallel(NamedTuple):
     """How a function `(state, data) -> (state, metrics)` is compiled and fed; the given state is consumed."""

@@ -41,8 +41,9 @@ def create(method: Method, transform: optax.GradientTransformation, key: jax.Arr
     """A fresh state."""
     variables = dict(method.init(key, batch))
     params = variables.pop("params")
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, variables, transform.init(params), zero, zero)
+    # Three buffers, because the step consumes its state and no buffer can be consumed twice.
+    steps, bad_in_row, bad_total = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return TrainState(steps, params, variables, transform.init(params), bad_in_row, bad_total)
 
 
 def train_step(

@@ -2,7 +2,8 @@
 
 import difflib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +14,8 @@ from protojax.data import digits, splits, table, text, tfds_source
 from protojax.data.records import MODES
 from protojax.data.source import DataError, DataSet, Examples, Info, Source, Stored
 
-_DEFAULT_TEST_SPLIT = DataSettings.model_fields["test_split"].default
-_IMPLICIT_VALIDATION_SPLIT = "validation"
+_TEST_SPLIT = DataSettings.model_fields["test_split"].default
+_VALIDATION_SPLIT = "validation"
 
 
 class Part(NamedTuple):
@@ -47,7 +48,11 @@ def load(settings: DataSettings) -> DataSet:
       DataError: the data set is not there or malformed; a split is missing or empty; there are fewer than 2 training
         examples, or none of some class; an input cannot be encoded.
     """
-    stored, roles = _open(settings)
+    available, read = _find(settings, settings.name)
+    roles = _roles(available, settings)
+    names = roles.names()
+    starts = np.cumsum([0, *(available[name] for name in names)]).tolist()
+    stored = read(dict(zip(names, starts, strict=False)))
     parts = _divide(stored.ids, roles, settings)
     _check(stored, parts)
     inputs, shown, shape, counts = _encode(stored, parts["train"], settings)
@@ -72,11 +77,13 @@ def load(settings: DataSettings) -> DataSet:
 def load_test(settings: DataSettings, name: str, like: Info) -> Source:
     """Opens the test split of another data set as shifted input to a network.
 
-    Images are resized (bilinear) and their channels converted to those of `like`, texts get its length; labels keep
-    the numbers that they have in their own data set.
+    Images are resized (bilinear) and their channels converted to those of `like`, texts get its length. Labels keep
+    the numbers that they have in their own data set. Ids become -2 - id, so that no shifted example shares its id with
+    a training example, which would lose its weight as if it were the query itself.
 
     Args:
-      settings: of the data set that the network was trained on: folder and splits.
+      settings: of the data set that the network was trained on. Its `test_split` is taken, else a split named `test`,
+        else `test_fraction` of `train_split` by hash of the id.
       name: of the other data set.
       like: what the network was trained on.
 
@@ -85,16 +92,20 @@ def load_test(settings: DataSettings, name: str, like: Info) -> Source:
     """
     if like.kind == "table":
         raise DataError(f"{name!r} cannot stand in for {like.name!r}: rows of another table have other columns")
-    settings = settings.model_copy(update={"name": name, "validation_split": None, "validation_fraction": 0.0})
-    stored, roles = _open(settings, test_only=True)
+    available, read = _find(settings, name)
+    test = next((split for split in (settings.test_split, _TEST_SPLIT) if split in available), None)
+    stored = read({test or _existing("train_split", name, available, settings): 0})
     if stored.kind != like.kind:
         raise DataError(
             f"{name!r} holds {stored.kind}s and cannot stand in for {like.name!r}, which holds {like.kind}s"
         )
-    part = _test_part(stored.ids, roles, settings)
-    own = stored.inputs[part.stored]
-    inputs = text.Encoded(own, *like.input_shape) if like.kind == "text" else Fitted(own, like.input_shape)
-    return Examples(stored.ids[part.stored], stored.labels[part.stored], part.places, inputs, own)
+    (split, ids), *_ = stored.ids.items()
+    places = np.arange(len(ids)) if test else _by_hash(ids, "test", settings.test_fraction)
+    if not len(places):
+        raise DataError(f"{name!r} has no test split, and none can be taken from {split!r}: raise data.test_fraction")
+    shown = stored.inputs[split]
+    inputs = text.Encoded(shown, *like.input_shape) if like.kind == "text" else Fitted(shown, like.input_shape)
+    return Examples(-2 - ids, stored.labels[split], places, inputs, shown)
 
 
 class Fitted(Sequence[np.ndarray]):
@@ -113,45 +124,40 @@ class Fitted(Sequence[np.ndarray]):
             return pixels
         height, width, channels = self._shape
         image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
-        # Colours first: averaging neighbours before or after is the same but for rounding, and alpha must not blend.
         image = image.convert(MODES[channels]).resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(image).reshape(self._shape)
 
 
-def _open(settings: DataSettings, test_only: bool = False) -> tuple[Stored, Roles]:
-    if settings.name == digits.NAME:
+def _find(settings: DataSettings, name: str) -> tuple[dict[str, int], Callable[[Mapping[str, int]], Stored]]:
+    """Number of examples by stored split, and what reads some of them, each with the id of its first example."""
+    if name == digits.NAME:
         stored = digits.read()
-        return stored, _roles(digits.NAME, list(stored.ids), settings)
-    prepared = tfds_source.find(settings.name, settings.data_dir)
-    roles = _roles(settings.name, list(prepared.splits), settings)
-    names = roles.names()
-    starts = np.cumsum([0, *(prepared.splits[name] for name in names)]).tolist()
-    first_ids = dict(zip(names, starts, strict=False))
-    if test_only:
-        kept = roles.test or roles.train
-        first_ids = {kept: first_ids[kept]}
-    return tfds_source.read(prepared, first_ids), roles
+        return {split: len(ids) for split, ids in stored.ids.items()}, lambda first_ids: stored
+    prepared = tfds_source.find(name, settings.data_dir)
+    return prepared.splits, partial(tfds_source.read, prepared)
 
 
-def _roles(name: str, available: Sequence[str], settings: DataSettings) -> Roles:
-    def existing(key: str) -> str:
-        split = getattr(settings, key)
-        if split in available:
-            return split
-        near = difflib.get_close_matches(split, available, n=1, cutoff=0.0)
-        raise DataError(
-            f"data.{key} = {split!r}, but {name} has the splits {', '.join(available)}; did you mean {near[0]!r}?"
-        )
+def _existing(key: str, name: str, available: Iterable[str], settings: DataSettings) -> str:
+    split = getattr(settings, key)
+    if split in available:
+        return split
+    near = difflib.get_close_matches(split, available, n=1, cutoff=0.0)
+    raise DataError(
+        f"data.{key} = {split!r}, but {name} has the splits {', '.join(available)}; did you mean {near[0]!r}?"
+    )
 
-    train = existing("train_split")
+
+def _roles(available: Iterable[str], settings: DataSettings) -> Roles:
+    name = settings.name
+    train = _existing("train_split", name, available, settings)
     # Without a default test split one is carved; a name that someone wrote down must exist.
-    has_test = settings.test_split in available or settings.test_split != _DEFAULT_TEST_SPLIT
-    test = existing("test_split") if has_test else None
+    has_test = _TEST_SPLIT in available or settings.test_split != _TEST_SPLIT
+    test = _existing("test_split", name, available, settings) if has_test else None
     if settings.validation_split is not None:
-        validation = existing("validation_split")
+        validation = _existing("validation_split", name, available, settings)
     else:
-        is_free = _IMPLICIT_VALIDATION_SPLIT in available and _IMPLICIT_VALIDATION_SPLIT not in (train, test)
-        validation = _IMPLICIT_VALIDATION_SPLIT if is_free else None
+        is_free = _VALIDATION_SPLIT in available and _VALIDATION_SPLIT not in (train, test)
+        validation = _VALIDATION_SPLIT if is_free else None
     roles = Roles(train, validation, test)
     if len(set(roles.names())) < len(roles.names()):
         raise DataError(
@@ -162,25 +168,25 @@ def _roles(name: str, available: Sequence[str], settings: DataSettings) -> Roles
 
 
 def _divide(ids: Mapping[str, np.ndarray], roles: Roles, settings: DataSettings) -> dict[str, Part]:
-    everything = {name: np.arange(len(own)) for name, own in ids.items()}
-    parts = {"train": Part(roles.train, everything[roles.train]), "test": _test_part(ids, roles, settings)}
-    if roles.test is None:
-        parts["train"] = Part(roles.train, np.setdiff1d(everything[roles.train], parts["test"].places))
-    if roles.validation is not None:
-        parts["validation"] = Part(roles.validation, everything[roles.validation])
-    elif settings.validation_fraction:
-        places = parts["train"].places
-        taken = splits.assign(ids[roles.train][places], {"validation": settings.validation_fraction}) == "validation"
-        parts["train"] = Part(roles.train, places[~taken])
-        parts["validation"] = Part(roles.train, places[taken])
-    return parts
+    places = np.arange(len(ids[roles.train]))
+    parts = {}
+    for name, stored, share in (
+        ("test", roles.test, settings.test_fraction),
+        ("validation", roles.validation, settings.validation_fraction),
+    ):
+        if stored is not None:
+            parts[name] = Part(stored, np.arange(len(ids[stored])))
+        elif name == "test" or share:
+            taken = places[_by_hash(ids[roles.train][places], name, share)]
+            parts[name] = Part(roles.train, taken)
+            places = np.setdiff1d(places, taken)
+    parts["train"] = Part(roles.train, places)
+    return {name: parts[name] for name in ("train", "validation", "test") if name in parts}
 
 
-def _test_part(ids: Mapping[str, np.ndarray], roles: Roles, settings: DataSettings) -> Part:
-    if roles.test is not None:
-        return Part(roles.test, np.arange(len(ids[roles.test])))
-    taken = splits.assign(ids[roles.train], {"test": settings.test_fraction}) == "test"
-    return Part(roles.train, np.flatnonzero(taken))
+def _by_hash(ids: np.ndarray, name: str, share: float) -> np.ndarray:
+    """Places of the examples that a split takes."""
+    return np.flatnonzero(splits.assign(ids, {name: share}) == name)
 
 
 def _check(stored: Stored, parts: Mapping[str, Part]) -> None:

@@ -1,8 +1,8 @@
 """Which examples every step reads, as pure functions of (seed, step).
 
-Nothing is stored but the step: a resumed run, resident and streamed feeding, and any number of worker processes read the
-same examples. Shuffling is a keyed permutation that is evaluated element by element, so that no step sorts or keeps the
-order of an epoch. All arithmetic is in uint32, and runs alike in NumPy and inside a compiled function.
+Nothing is stored but the step: a resumed run, resident and streamed feeding, and any number of worker processes read
+the same examples. Shuffling is a keyed permutation that is evaluated element by element, so that no step sorts or keeps
+the order of an epoch. All arithmetic is in uint32, and runs alike in NumPy and inside a compiled function.
 """
 
 import dataclasses
@@ -84,18 +84,19 @@ def sampler(
         raise ValueError(f"train.seed = {seed} must not be negative")
     if not 0 <= candidate_count <= n:
         raise ValueError(
-            f"train.candidate_count = {candidate_count}, but the training split has {n} examples, and the candidates of a "
-            f"step are distinct: choose at most {n}"
+            f"train.candidate_count = {candidate_count}, but the training split has {n} examples, and the candidates "
+            f"of a step are distinct: choose at most {n}"
         )
     if class_shares is None:
         return Sampler(n, batch_size, candidate_count, seed, (Group(0, n, batch_size, candidate_count),))
     if labels is None or len(labels) != n:
-        raise ValueError(f"class_shares need the labels of all {n} examples, got {0 if labels is None else len(labels)}")
+        given = 0 if labels is None else len(labels)
+        raise ValueError(f"data.class_shares need the labels of all {n} examples, got {given}")
     sizes = np.bincount(labels, minlength=len(class_shares))
     if len(sizes) != len(class_shares):
         raise ValueError(
-            f"data.class_shares has {len(class_shares)} shares, but the training split has labels up to {len(sizes) - 1}: "
-            "give one share for each class"
+            f"data.class_shares has {len(class_shares)} shares, but the training split has labels up to "
+            f"{len(sizes) - 1}: give one share for each class"
         )
     batch, candidates = _quotas(class_shares, batch_size), _quotas(class_shares, candidate_count)
     _check_classes(sizes, batch, candidates, batch_size, candidate_count)
@@ -167,7 +168,7 @@ def _check_classes(
 ) -> None:
     for label, (size, rows, wanted) in enumerate(zip(sizes, batch, candidates, strict=True)):
         if size == 0:
-            raise ValueError(f"data.class_shares gives class {label} a share, but the training split has no example of it")
+            raise ValueError(f"data.class_shares gives class {label} a share, but the training split has none of it")
         if wanted > size:
             raise ValueError(
                 f"data.class_shares asks for {wanted} candidates of class {label}, but the training split has {size} "
@@ -175,8 +176,8 @@ def _check_classes(
             )
         if rows == 0:
             raise ValueError(
-                f"class {label} gets no row of train.batch_size = {batch_size}: raise its share in data.class_shares or "
-                "the batch size"
+                f"class {label} gets no row of train.batch_size = {batch_size}: raise its share in data.class_shares "
+                "or the batch size"
             )
         if candidate_count and wanted == 0:
             raise ValueError(
@@ -201,7 +202,7 @@ def _column(values: Sequence[int]) -> np.ndarray:
 def _rows(quotas: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """The group of every row, and the place of the row in the group's quota.
 
-    Groups are spread evenly over the rows, so that every device gets its part of each. One group is `[1]`, to broadcast.
+    Groups are spread evenly over the rows, so that every device gets its part of each. One group is `[1]`.
     """
     if len(quotas) == 1:
         return np.zeros(1, np.int64), np.arange(quotas[0], dtype=np.uint32)

@@ -107,4 +107,4 @@ class Stored(NamedTuple):
     inputs: dict[str, Any]
     """By place: uint8 images `[height, width, channels]`, texts, or a `table.Columns`."""
     digest: str
-    """Hash of everything stored."""
+    """Hash of all examples."""

@@ -14,7 +14,8 @@ from protojax.data.records import MODES, Pictures, Records, Texts, decode_text
 from protojax.data.source import DataError, Kind, Stored
 from protojax.data.table import Columns
 
-_LARGEST_ID = np.iinfo(np.int32).max
+_LARGEST_ID = np.iinfo(np.int32).max - 1
+"""So that -2 - id, the id of a shifted example, is an int32 too."""
 
 
 class Column(NamedTuple):
@@ -39,7 +40,7 @@ class Prepared(NamedTuple):
     shape: tuple[int | None, ...]
     """Of images `[height, width, channels]`, with None where it may differ between them; empty for other kinds."""
     columns: dict[str, Column]
-    """Of tables."""
+    """Of tables, sorted by name."""
     has_ids: bool
     splits: dict[str, int]
     """Examples by split."""
@@ -93,11 +94,12 @@ def read(prepared: Prepared, first_ids: Mapping[str, int]) -> Stored:
       DataError: a file is damaged, or a label, an id or a class is out of range.
     """
     columns = prepared.columns
-    wanted = ["label", *(["id"] if prepared.has_ids else []), *(column.feature for column in columns.values())]
+    kept = ["label", *(["id"] if prepared.has_ids else []), *(column.feature for column in columns.values())]
+    whole = [] if prepared.kind == "table" else [prepared.kind]
     ids, labels, inputs = {}, {}, {}
     digest = hashlib.blake2b(digest_size=16)
     for split, first in first_ids.items():
-        values = _scan(Records(prepared.folder, split, prepared.splits[split], wanted), digest)
+        values = _scan(Records(prepared.folder, split, prepared.splits[split], [*kept, *whole]), kept, digest)
         ids[split] = _ids(prepared, split, values.get("id", range(first, first + prepared.splits[split])))
         labels[split] = np.array(values["label"], np.int64)
         if prepared.kind == "table":
@@ -105,7 +107,7 @@ def read(prepared: Prepared, first_ids: Mapping[str, int]) -> Stored:
                 {name: _column(name, column, values[column.feature], ids[split]) for name, column in columns.items()}
             )
         else:
-            records = Records(prepared.folder, split, prepared.splits[split], [prepared.kind])
+            records = Records(prepared.folder, split, prepared.splits[split], whole)
             is_image = prepared.kind == "image"
             inputs[split] = Pictures(records, ids[split], prepared.shape) if is_image else Texts(records, ids[split])
     names = prepared.label_names
@@ -126,15 +128,19 @@ def read(prepared: Prepared, first_ids: Mapping[str, int]) -> Stored:
     )
 
 
-def _scan(records: Records, digest: Any) -> dict[str, list[Any]]:
-    """The features of all examples; the stored bytes go into the digest."""
-    values: dict[str, list[Any]] = {feature: [] for feature in records.features}
-    for place, record in enumerate(records.raw()):
-        # With its length in front, no other division of the same bytes has this digest.
-        digest.update(len(record).to_bytes(8, "little"))
-        digest.update(record)
-        for feature, value in records.parse(record, place).items():
-            values[feature].append(value)
+def _scan(records: Records, kept: Sequence[str], digest: Any) -> dict[str, list[Any]]:
+    """The kept features of all examples; all features go into the digest."""
+    values: dict[str, list[Any]] = {feature: [] for feature in kept}
+    for example in records:
+        # Value by value: TFDS writes the features of a record in an order that differs from process to process.
+        for feature in records.features:
+            value = example[feature]
+            content = value if isinstance(value, bytes) else repr(value).encode()
+            # With its length in front, no other division of the same bytes has this digest.
+            digest.update(len(content).to_bytes(8, "little"))
+            digest.update(content)
+        for feature, own in values.items():
+            own.append(example[feature])
     return values
 
 
@@ -192,7 +198,8 @@ def _columns(folder: Path, features: Mapping[str, Any]) -> dict[str, Column]:
     else:
         stored = {name: (name, feature) for name, feature in features.items() if name not in ("id", "label")}
     columns = {}
-    for name, (path, feature) in stored.items():
+    # By name: the order in which TFDS returns them differs from process to process.
+    for name, (path, feature) in sorted(stored.items()):
         if (reads := _reads(feature)) is None:
             raise DataError(f"{folder}: column {name!r} is {feature}, but columns must be numbers or texts")
         columns[name] = Column(path, reads, _names(feature) if reads == "class" else ())

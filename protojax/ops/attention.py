@@ -52,6 +52,8 @@ def _check(queries: jax.Array, keys: jax.Array, values: jax.Array) -> None:
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"{name} must be floating, got {x.dtype}; convert them first")
     if queries.shape[1] != keys.shape[1]:
-        raise ValueError(f"queries {queries.shape} and keys {keys.shape} differ in their last axis; it must be the same")
+        raise ValueError(
+            f"queries {queries.shape} and keys {keys.shape} differ in their last axis; it must be the same"
+        )
     if keys.shape[0] != values.shape[0]:
         raise ValueError(f"keys {keys.shape} and values {values.shape} describe different numbers of candidates")

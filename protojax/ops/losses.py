@@ -20,7 +20,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(f"logits [batch, classes] and labels [batch] were expected, got {logits.shape}, {labels.shape}")
+        raise ValueError(
+            f"logits [batch, classes] and labels [batch] were expected, got {logits.shape}, {labels.shape}"
+        )
     check_labels(labels, logits.shape[1])
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     known = (labels >= 0) & (labels < logits.shape[1])

@@ -4,6 +4,7 @@
 test set, as NumPy or JAX arrays, count in float64 and return Python numbers or NumPy arrays.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -33,8 +34,9 @@ def fewest_for(weights: jax.Array, shares: Sequence[float]) -> jax.Array:
     """The smallest number of largest weights whose sum reaches each share (ProtoAttend, section 4.2).
 
     Exact, without sorting: the bit patterns of non-negative floats are ordered as the floats are, so that 31 halvings
-    find the smallest weight that is needed, and equal weights are then counted out. It equals the count on a float64
-    sort wherever no partial sum comes within float32 rounding (about 3e-7) of (1 - `TOLERANCE`) times the share.
+    find the smallest weight that is needed, and equal weights are then counted out. A share is reached by a sum of
+    (1 - `TOLERANCE`) times the share. Sums are rounded to float32, so the count equals that of a float64 sort unless a
+    partial sum lies within 3e-7 of that goal; then it is the count of a goal no further away.
 
     Args:
       weights: floating `[batch, candidates]`, at least 0, each row summing to 1.
@@ -57,6 +59,7 @@ def fewest_for(weights: jax.Array, shares: Sequence[float]) -> jax.Array:
     return jnp.stack([_fewest(weights, share * (1 - TOLERANCE)) for share in shares], axis=1)
 
 
+@functools.partial(jax.jit, static_argnames="goal")
 def _fewest(weights: jax.Array, goal: float) -> jax.Array:
     """`[batch]`: the fewest weights that sum to the goal, or -1."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from protojax.data import prepare
+from protojax.data import prepare, splits
 from protojax.data.source import DataError
 
 HEADER = "age,work,capital-gain,income"
@@ -160,8 +160,11 @@ def test_an_empty_label_is_named(tmp_path):
 
 
 def test_equal_numbers_written_otherwise_are_copies(tmp_path):
-    lines = [HEADER, *("1.50,x,-0.0,>50K" if i % 2 else "1.5,x,0,<=50K" for i in range(40))]
-    _refused(tmp_path, lines, "examples stand in two splits")
+    place = splits.assign(np.arange(40), {"test": 0.2, "validation": 0.08})
+    train, test = (int(np.flatnonzero(place == name)[0]) for name in ("train", "test"))
+    lines = _rows()
+    lines[train], lines[test] = "1.50,x,-0.0,>50K", "1.5,x,0,<=50K"
+    _refused(tmp_path, [HEADER, *lines], rf"1 examples stand in two splits: id {train} \(train\) is id {test} \(test\)")
 
 
 def test_texts_keep_quotation_marks_and_unicode(tmp_path):

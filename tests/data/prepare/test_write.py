@@ -2,6 +2,7 @@
 
 import os
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +125,23 @@ def test_an_interrupted_run_leaves_what_was_there(tmp_path, monkeypatch, cause, 
     assert sorted(entry.name for entry in tmp_path.iterdir()) == (["texts"] if old else []) + ["texts.tsv"]
     if old:
         assert {split: len(_read(tmp_path / "texts" / "1.0.0", split)) for split in before} == before
+
+
+def test_the_old_set_comes_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    prepare.text(_texts(tmp_path, _many()), name="texts", data_dir=tmp_path, validation=0.0)
+    rename = Path.rename
+
+    def fail(self, to):
+        if self.name == "texts" and self.parent != tmp_path:
+            raise OSError("no permission")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(DataError, match="no permission"):
+        prepare.text(_texts(tmp_path, _many(70)), name="texts", data_dir=tmp_path, overwrite=True)
+    path = tmp_path / "texts" / "1.0.0"
+    assert sum(len(_read(path, split)) for split in ("train", "test")) == 60
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["texts", "texts.tsv"]
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):

@@ -1,0 +1,61 @@
+"""The same run on one device, on 8 under jit, and on 8 under pmap gives the same numbers."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from protojax import config, data, sharding, train
+
+
+def settings_with(norm="batch", feeding="resident", parallel="jit"):
+    return config.from_tree(
+        {
+            "name": "tiny",
+            "data": {"feeding": feeding, "augment": {"pad_crop": 1}, "label_noise": 0.2},
+            "encoder": {"kind": "conv", "filters": [4], "dense": [16], "norm": norm, "dropout": 0.2},
+            "method": {"kind": "protoattend", "key_size": 4, "value_size": 8, "sparsity": 0.01},
+            "train": {
+                "steps": 6,
+                "batch_size": 16,
+                "candidate_count": 32,
+                "steps_per_dispatch": 2,
+                "log_every": 2,
+                "parallel": parallel,
+            },
+        },
+        "test",
+    )
+
+
+@pytest.fixture(scope="module")
+def digits():
+    assert jax.device_count() == 8
+    return data.load(config.DataSettings())
+
+
+def parameters(settings, dataset, folder):
+    folder.mkdir()
+    trained = train.fit(settings, dataset, folder, lambda method, variables: {"score": 0.0}, quiet=True)
+    return jax.device_get(trained.state.variables)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(digits, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        one = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
+        patch.setattr(sharding, "mesh", lambda: one)
+        return parameters(settings_with(), digits, tmp_path_factory.mktemp("one") / "run")
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+@pytest.mark.parametrize("feeding", ["resident", "streamed"])
+def test_8_devices_give_the_numbers_of_one(digits, tmp_path, on_one_device, parallel, feeding):
+    found = parameters(settings_with(feeding=feeding, parallel=parallel), digits, tmp_path / "run")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4), found, on_one_device)
+
+
+def test_a_batch_that_the_devices_cannot_share(digits, tmp_path):
+    settings = config.override(settings_with(), ["train.batch_size=12"], "test")
+    with pytest.raises(ValueError, match=r"train.batch_size = 12 .* 8 devices"):
+        parameters(settings, digits, tmp_path / "run")
