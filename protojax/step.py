@@ -120,10 +120,12 @@ def sampler_of(settings: Settings, dataset: DataSet) -> sampling.Sampler:
 
 
 class Loop(NamedTuple):
-    """The compiled training of one experiment, `steps_per_dispatch` steps a call."""
+    """The compiled training of one experiment."""
 
     method: Method
     fresh: Callable[[], TrainState]
+    steps: int
+    """Steps of one call of `dispatch`."""
     dispatch: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
     """`(state, data)` -> `(state, metrics [steps])`; the given state is consumed."""
     data: Callable[[int], Iterator[Any]]
@@ -141,6 +143,8 @@ def compile(settings: Settings, dataset: DataSet) -> Loop:
     sampler = sampler_of(settings, dataset)
     init_key, feed_key, step_key = jax.random.split(jax.random.key(train.seed), 3)
     is_resident = settings.data.feeding == "resident"
+    # XLA on CPU runs convolutions inside a loop about 20 times slower (jax 0.10 to 0.12), and calls cost it nothing.
+    steps = 1 if jax.default_backend() == "cpu" else train.steps_per_dispatch
 
     def fresh() -> TrainState:
         # Parameters depend on shapes alone, so one example is enough, whatever the batch and the devices.
@@ -167,14 +171,15 @@ def compile(settings: Settings, dataset: DataSet) -> Loop:
             batch["candidates"] = take(sampling.candidate_indices(sampler, step))
         return batch
 
-    def on_resident(state: TrainState, arrays: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        def body(state: TrainState, _: None) -> tuple[TrainState, dict[str, jax.Array]]:
-            return one_step(state, drawn(arrays, state.step))
+    def dispatch(state: TrainState, data: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        def body(state: TrainState, batch: Batch | None) -> tuple[TrainState, dict[str, jax.Array]]:
+            return one_step(state, drawn(data, state.step) if is_resident else batch)
 
-        return lax.scan(body, state, length=train.steps_per_dispatch)
-
-    def on_streamed(state: TrainState, batches: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        return lax.scan(one_step, state, batches)
+        batches = None if is_resident else data
+        if steps > 1:
+            return lax.scan(body, state, batches, length=steps)
+        state, metrics = body(state, jax.tree.map(lambda x: x[0], batches))
+        return state, jax.tree.map(lambda x: x[None], metrics)
 
     def resident_data(step: int) -> Iterator[Any]:
         return itertools.repeat(devices.place_arrays(resident.load(dataset.train)))
@@ -184,9 +189,8 @@ def compile(settings: Settings, dataset: DataSet) -> Loop:
         source = streamed.batches(
             dataset.train, sampler, start=step, stop=train.steps, workers=data.workers, prefetch=data.prefetch
         )
-        while batches := list(itertools.islice(source, train.steps_per_dispatch)):
+        while batches := list(itertools.islice(source, steps)):
             yield devices.place_batches(jax.tree.map(lambda *x: np.stack(x), *batches))
 
-    if is_resident:
-        return Loop(method, fresh, devices.compile(on_resident, True), resident_data, devices)
-    return Loop(method, fresh, devices.compile(on_streamed, False), streamed_data, devices)
+    data = resident_data if is_resident else streamed_data
+    return Loop(method, fresh, steps, devices.compile(dispatch, is_resident), data, devices)

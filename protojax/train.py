@@ -70,9 +70,9 @@ def fit(
             state, start, data = loop.devices.place_state(state), done, loop.data(done)
             while done < train.steps:
                 state, metrics = loop.dispatch(state, next(data))
-                done += train.steps_per_dispatch
+                done += loop.steps
                 history.add(done, loop.devices.fetch(metrics))
-                if done - start == train.steps_per_dispatch:
+                if done - start == loop.steps:
                     history.flush()
                     journal.start_clock()
                 stopping = stop.agreed(done % train.log_every == 0)
