@@ -1,12 +1,14 @@
 """State and data position, saved together and restored together.
 
-Orbax writes checkpoints asynchronously and renames them into place when they are whole, so a killed run finds only whole
-ones. Beside the state stands its position in the data (the sampling is a pure function of seed and step, so the position is
-a few numbers) and a digest of every byte, by which a damaged file is recognised instead of being read as zeros.
+Orbax writes checkpoints asynchronously and renames them into place when they are whole, so a killed run finds only
+whole ones. Beside the state stands its position in the data (sampling is a pure function of seed and step, so that is a
+few numbers) and a digest of every byte, by which a damaged file is recognised instead of being read as zeros.
 """
 
+import contextlib
 import hashlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,8 +35,13 @@ def digest(tree: Any) -> str:
     return result.hexdigest()
 
 
-def manager(folder: Path, keep: int) -> ocp.CheckpointManager:
-    """A manager of the checkpoints in `folder` that keeps the `keep` newest and the best on the validation split."""
+@contextlib.contextmanager
+def manager(folder: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
+    """The checkpoints in `folder`, of which the `keep` newest and the best on the validation split are kept.
+
+    Raises:
+      CheckpointError: what was still being saved at the end could not be.
+    """
     # Orbax reports every phase of every save at INFO and every missing optional file as a warning.
     logging.getLogger("absl").setLevel(logging.ERROR)
     newest = managers.LatestN(n=keep)
@@ -44,7 +51,12 @@ def manager(folder: Path, keep: int) -> ocp.CheckpointManager:
         best_fn=lambda m: m["score"],
         cleanup_tmp_directories=True,
     )
-    return ocp.CheckpointManager(folder.absolute(), options=options, item_names=("state", "position"))
+    checkpoints = ocp.CheckpointManager(folder.absolute(), options=options, item_names=("state", "position"))
+    try:
+        yield checkpoints
+        finish(checkpoints)
+    finally:
+        checkpoints.close()
 
 
 def save(
@@ -54,12 +66,28 @@ def save(
     position: dict[str, Any],
     score: float | None,
 ) -> None:
-    """Starts saving `state` and `position` at `step`; `score` (higher is better) ranks it among the best."""
+    """Starts saving `state` and `position` at `step`; `score` (higher is better) ranks it among the best.
+
+    Raises:
+      CheckpointError: the checkpoint before it could not be saved.
+    """
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(state),
         position=ocp.args.JsonSave({**position, "digest": digest(state)}),
     )
-    checkpoints.save(step, args=items, metrics=None if score is None else {"score": score}, force=True)
+    metrics = None if score is None else {"score": score}
+    with _naming(f"{checkpoints.directory}: cannot be saved; the checkpoints before are whole"):
+        checkpoints.save(step, args=items, metrics=metrics, force=True)
+
+
+def finish(checkpoints: ocp.CheckpointManager) -> None:
+    """Waits until what is being saved is on disk.
+
+    Raises:
+      CheckpointError: it could not be saved.
+    """
+    with _naming(f"{checkpoints.directory}: cannot be saved; the checkpoints before are whole"):
+        checkpoints.wait_until_finished()
 
 
 def restore(checkpoints: ocp.CheckpointManager, step: int, like: State) -> tuple[State, dict[str, Any]]:
@@ -71,11 +99,18 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, like: State) -> tuple
     folder = Path(checkpoints.directory) / str(step)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore())
-    try:
+    with _naming(f"{folder}: cannot be restored"):
         restored = checkpoints.restore(step, args=items)
-    # Orbax and tensorstore raise a dozen unrelated types for a missing, truncated or foreign file.
-    except Exception as error:
-        raise CheckpointError(f"{folder}: cannot be restored: {str(error).splitlines()[0]}") from error
     if digest(restored.state) != restored.position["digest"]:
         raise CheckpointError(f"{folder}: damaged: the restored state differs from what was saved; delete this folder")
     return restored.state, restored.position
+
+
+@contextlib.contextmanager
+def _naming(what: str) -> Iterator[None]:
+    try:
+        yield
+    # Orbax and tensorstore raise a dozen unrelated types for a full disk, a missing, a truncated or a foreign file.
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{what}: {reason}") from error

@@ -28,14 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed.overrides = overrides
     # XLA and gRPC write their own diagnostics to stderr, between the lines of the progress bar.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from protojax import checkpoint, run, train
+    from protojax import checkpoint, run, sharding, train
 
     try:
         parsed.run(parsed)
     except train.Interrupted as error:
         print(f"protojax: {error}", file=sys.stderr)
         return INTERRUPTED
-    except (train.NonFiniteError, checkpoint.CheckpointError) as error:
+    except (train.NonFiniteError, checkpoint.CheckpointError, sharding.ProcessError) as error:
         print(f"protojax: error: {error}", file=sys.stderr)
         return 1
     except (ValueError, run.RunError, OSError) as error:
@@ -74,6 +74,8 @@ def _prepare(parsed: argparse.Namespace) -> None:
 
 
 def _train(parsed: argparse.Namespace) -> None:
+    import jax
+
     from protojax import config, experiment, run, sharding
 
     settings = config.load(parsed.experiment, parsed.overrides)
@@ -86,7 +88,8 @@ def _train(parsed: argparse.Namespace) -> None:
         results = experiment.train_seeds(settings, parsed.workdir, seeds, parsed.overwrite)
     else:
         results = experiment.train_run(settings, parsed.workdir, parsed.overwrite)
-    _report(parsed.workdir, results)
+    if jax.process_index() == 0:
+        _report(parsed.workdir, results)
 
 
 def _evaluate(parsed: argparse.Namespace) -> None:

@@ -139,7 +139,7 @@ class VDCNNSettings(_Section):
     stem: PositiveInt = 64
     """Filters of the first convolution, of stride 2."""
     filters: tuple[PositiveInt, ...] = (64, 64, 128, 128, 256, 256, 512, 512)
-    """Filters of the 8 convolution blocks; max-pooling of stride 2 after every second one."""
+    """Filters of the 8 convolution blocks; max-pooling of stride 2 after every second one but the last."""
     k_max: PositiveInt = 8
     dense: tuple[PositiveInt, ...] = (1024, 1024)
     norm: Literal["batch", "group"] = "batch"
@@ -155,9 +155,7 @@ class LSTMSettings(_Section):
     dropout: Fraction = 0.5
 
 
-EncoderSettings = Annotated[
-    ConvSettings | ResNetSettings | VDCNNSettings | LSTMSettings, Field(discriminator="kind")
-]
+EncoderSettings = Annotated[ConvSettings | ResNetSettings | VDCNNSettings | LSTMSettings, Field(discriminator="kind")]
 
 
 class ProtoAttendSettings(_Section):
@@ -363,8 +361,10 @@ def _explain(error: dict[str, Any]) -> str:
         return f"{key} is required"
     if error["type"].startswith("union_tag"):
         return f"{key}: {message}"
-    return f"{key}: {message} (got {error['input']!r})" if key and error["type"] != "value_error" else (
-        f"{key}: {message}" if key else message
+    return (
+        f"{key}: {message} (got {error['input']!r})"
+        if key and error["type"] != "value_error"
+        else (f"{key}: {message}" if key else message)
     )
 
 

@@ -15,6 +15,7 @@ import pydantic
 from pydantic import Field
 from tqdm import tqdm
 
+from protojax import sharding
 from protojax.methods.method import Batch, Memory, Method, Variables
 
 SCHEMA = "protojax.database/1"
@@ -83,41 +84,38 @@ def over(
 ) -> tuple[np.ndarray, np.ndarray, Any]:
     """Applies a compiled function to every example, in batches of one size so that it compiles once.
 
-    The last batch is filled up with copies of its last example, whose results are left out.
+    Batches are split among all devices, and every process reads its own part of them alone. The last batch is filled up
+    with copies of the last example, whose results are left out.
 
     Args:
       source: anything with `[position] -> {id, inputs, label}`.
       positions: int `[n]`, at least one.
-      batch_size: examples of a batch; where there are fewer in all, that many.
-      function: `batch -> tree` of arrays `[batch, ...]`.
+      batch_size: examples of a batch; where there are fewer in all, that many; rounded up to a multiple of the devices.
+      function: `batch -> tree` of arrays `[batch, ...]`; what else it uses is on all devices.
       title: stands before the progress bar.
       progress: shows the bar.
 
     Returns:
       ids int32 `[n]`, labels int32 `[n]`, and the tree of NumPy arrays `[n, ...]`.
     """
-    batch_size = min(batch_size, len(positions))
-    ids, labels, parts = [], [], []
-    ahead: tuple[int, Any] | None = None
-    with tqdm(total=len(positions), desc=title, unit="example", disable=not progress) as bar:
-        for start in range(0, len(positions), batch_size):
-            examples = [source[int(position)] for position in positions[start : start + batch_size]]
-            count = len(examples)
-            examples += examples[-1:] * (batch_size - count)
-            batch = {key: np.stack([example[key] for example in examples]) for key in ("id", "inputs", "label")}
-            ids.append(batch["id"][:count])
-            labels.append(batch["label"][:count])
+    n, mesh = len(positions), sharding.mesh()
+    batch_size = -(-min(batch_size, n) // mesh.size) * mesh.size
+    own = np.split(np.arange(batch_size), jax.process_count())[jax.process_index()]
+    parts: list[Any] = []
+    ahead = None
+    with tqdm(total=n, desc=title, unit="example", disable=not progress) as bar:
+        for start in range(0, n, batch_size):
+            places = np.minimum(start + own, n - 1)
+            examples = {place: source[int(positions[place])] for place in places}
+            rows = {key: np.stack([examples[place][key] for place in places]) for key in ("id", "inputs", "label")}
+            batch = sharding.from_local(rows, mesh)
             # Fetched one batch late, so that the device works while the host reads.
             if ahead is not None:
-                parts.append(_fetch(*ahead))
-            ahead = count, function(batch)
-            bar.update(count)
-        parts.append(_fetch(*ahead))
-    return np.concatenate(ids), np.concatenate(labels), jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-
-
-def _fetch(count: int, tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], tree)
+                parts.append(sharding.to_host(ahead))
+            ahead = batch["id"], batch["label"], function(batch)
+            bar.update(min(batch_size, n - start))
+        parts.append(sharding.to_host(ahead))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts)
 
 
 def build(
@@ -148,7 +146,7 @@ def build(
     """
     if len(indices) == 0:
         raise ValueError("a database needs at least one training example, got no indices")
-    encode = partial(_encode, method, transform, variables)
+    encode = partial(_encode, method, transform, sharding.everywhere(variables))
     ids, labels, embeddings = over(source, indices, batch_size, encode, "database", progress)
     for path, leaf in jax.tree_util.tree_leaves_with_path(embeddings):
         broken = ~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=-1)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from protojax import database, ops
+from protojax import database, ops, sharding
 from protojax.database import Transform
 from protojax.methods.method import SHARES, Batch, Memory, Method, Prediction, Support, Variables
 
@@ -92,7 +92,7 @@ def score(
         )
     if len(source) == 0:
         raise ValueError("the split to score has no examples")
-    predict = partial(_predict, method, transform, width, variables, memory)
+    predict = partial(_predict, method, transform, width, *sharding.everywhere((variables, memory)))
     ids, labels, predicted = database.over(source, np.arange(len(source)), batch_size, predict, "score", progress)
     scored = Scored(ids, labels, *predicted)
     finite = np.isfinite(np.concatenate([scored.scores, scored.encoder_scores, scored.confidence[:, None]], axis=1))

@@ -10,7 +10,22 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from protojax import checkpoint, config, data, database, evaluate, explain, figures, methods, neighbours, run, step, train
+from protojax import (
+    checkpoint,
+    config,
+    data,
+    database,
+    evaluate,
+    explain,
+    figures,
+    methods,
+    neighbours,
+    parallel,
+    run,
+    sharding,
+    step,
+    train,
+)
 from protojax.config import Settings
 from protojax.data import DataSet, images
 from protojax.database import Transform
@@ -39,11 +54,15 @@ def train_run(settings: Settings, folder: Path, overwrite: bool = False, quiet: 
     Raises:
       RunError, DataError, ValueError, NonFiniteError, Interrupted, CheckpointError: as their texts say.
     """
-    dataset = data.load(settings.data)
-    check(settings, dataset)
-    if jax.process_index() == 0:
-        run.claim(folder, settings, overwrite)
-        run.write(folder, settings, dataset.info._asdict())
+    quiet = quiet or jax.process_index() > 0
+    with sharding.together():
+        dataset = data.load(settings.data)
+        check(settings, dataset)
+        parallel.check(settings.train, sharding.mesh())
+    with sharding.together():
+        if jax.process_index() == 0:
+            run.claim(folder, settings, overwrite)
+            run.write(folder, settings, dataset.info._asdict())
     validate = partial(_validate, settings, dataset, preparation(settings, dataset))
     trained = train.fit(settings, dataset, folder, validate, quiet)
     summary = {
@@ -74,7 +93,8 @@ def train_seeds(
         "train": spread([r["train"] for r in results]),
         "test": spread([r["test"] for r in results]),
     }
-    run.write_json(folder / "results.json", summary)
+    if jax.process_index() == 0:
+        run.write_json(folder / "results.json", summary)
     return summary
 
 
@@ -94,12 +114,13 @@ def open_run(
     method = methods.build(settings, len(dataset.info.label_names))
     transform = preparation(settings, dataset)
     key = checkpoint.digest({"parameters": state.variables, "ids": dataset.train.ids[_candidates(settings, dataset)]})
-    try:
+    if database.is_of(folder / "database", key):
         memory = database.load(folder / "database", key)
-    except database.DatabaseError:
+    else:
         memory = _encode(settings, dataset, transform, method, state.variables, quiet)
-        if jax.process_index() == 0:
-            database.save(folder / "database", memory, key)
+        with sharding.together():
+            if jax.process_index() == 0:
+                database.save(folder / "database", memory, key)
     return Opened(folder, settings, dataset, method, state, memory, transform)
 
 
@@ -118,9 +139,10 @@ def evaluate_run(opened: Opened, trained: Mapping[str, Any] | None = None, quiet
         results["test"]["shift"] = {name: evaluate.shift(scored, other) for name, other in shifted.items()}
     if settings.evaluate.neighbours:
         results["test"]["neighbours"] = _neighbours(opened, scored, quiet)
-    if jax.process_index() == 0:
-        run.write_json(folder / "results.json", results)
-        figures.evaluation(folder / "figures", results["test"])
+    with sharding.together():
+        if jax.process_index() == 0:
+            run.write_json(folder / "results.json", results)
+            figures.evaluation(folder / "figures", results["test"])
     return results
 
 
@@ -139,10 +161,11 @@ def explain_run(
         raise ValueError(f"{opened.dataset.info.name} has no {split} split")
     scored = _score(opened, source, quiet)
     positions = explain.select(scored, ids, wrong, least_confident, count)
-    if jax.process_index() > 0:
-        return []
     names = opened.dataset.info.label_names
-    return explain.write(opened.folder / "figures", scored, positions, source, opened.dataset.train, names, split)
+    with sharding.together():
+        if jax.process_index() > 0:
+            return []
+        return explain.write(opened.folder / "figures", scored, positions, source, opened.dataset.train, names, split)
 
 
 def reopened_settings(folder: Path, overrides: Sequence[str]) -> Settings:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,15 +16,26 @@ from tqdm import tqdm
 class Journal:
     """Writes metrics of a run folder; on a resumed run, what a killed run wrote after its checkpoint is dropped."""
 
-    def __init__(self, folder: Path, name: str, steps: int, resumed_at: int, examples_per_step: int, quiet: bool = False):
-        self._path = folder / "metrics.jsonl"
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        steps: int,
+        resumed_at: int,
+        examples_per_step: int,
+        quiet: bool = False,
+        writes: bool = True,
+    ):
+        # One process of several writes for all of them.
+        self._path = folder / "metrics.jsonl" if writes else Path(os.devnull)
         _keep_until(self._path, resumed_at)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1, write_to_disk=writes)
         self._bar = tqdm(total=steps, initial=resumed_at, desc=name, unit="step", disable=quiet, dynamic_ncols=True)
         self._examples_per_step = examples_per_step
         self._started: float | None = None
-        self._steps_before = self._bar.n
+        # Not the count of the bar, which stands still where the bar is hidden.
+        self._steps = self._steps_before = resumed_at
 
     def __enter__(self) -> Self:
         return self
@@ -36,10 +48,11 @@ class Journal:
     def advance(self, steps: int) -> None:
         """Moves the progress bar by `steps` finished steps."""
         self._bar.update(steps)
+        self._steps += steps
 
     def start_clock(self) -> None:
         """Measures speed from now on, so that the compilation in the first steps does not count."""
-        self._started, self._steps_before = time.perf_counter(), self._bar.n
+        self._started, self._steps_before = time.perf_counter(), self._steps
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -52,7 +65,7 @@ class Journal:
     @property
     def examples_per_second(self) -> float | None:
         """Queries a second since the clock was started; None where no step was finished since."""
-        steps = self._bar.n - self._steps_before
+        steps = self._steps - self._steps_before
         if self._started is None or steps <= 0:
             return None
         return steps * self._examples_per_step / (time.perf_counter() - self._started)

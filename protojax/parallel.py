@@ -9,11 +9,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
 from protojax import sharding
+from protojax.config import TrainSettings
 from protojax.sharding import AXIS
+
 
 class Parallel(NamedTuple):
     """How a function `(state, data) -> (state, metrics)` is compiled and fed; the given state is consumed."""
@@ -34,6 +37,36 @@ class Parallel(NamedTuple):
     """Of the indices of a global batch, those that this device reads."""
     own_batch: Callable[[Any], Any]
     """Marks a batch as split over the devices."""
+
+
+def check(settings: TrainSettings, mesh: Mesh) -> None:
+    """Refuses settings that these devices cannot train with.
+
+    Raises:
+      ValueError: says which setting, and what would do.
+    """
+    for key in ("batch_size", "candidate_count"):
+        count = getattr(settings, key)
+        if count % mesh.size:
+            above = -(-count // mesh.size) * mesh.size
+            raise ValueError(
+                f"train.{key} = {count} does not divide among {mesh.size} devices; "
+                f"choose a multiple of {mesh.size}, such as {above}"
+            )
+    if settings.parallel == "pmap" and jax.process_count() > 1:
+        raise ValueError(
+            f"train.parallel = 'pmap' is for one process, and this run has {jax.process_count()}; choose 'jit'"
+        )
+
+
+def choose(settings: TrainSettings, mesh: Mesh) -> Parallel:
+    """The way that the settings name.
+
+    Raises:
+      ValueError: as `check`.
+    """
+    check(settings, mesh)
+    return with_jit(mesh) if settings.parallel == "jit" else with_pmap(mesh)
 
 
 def with_jit(mesh: Mesh) -> Parallel:
@@ -64,7 +97,11 @@ def with_jit(mesh: Mesh) -> Parallel:
 def with_pmap(mesh: Mesh) -> Parallel:
     """One program a device, each holding the state and the resident arrays whole; for one process."""
     count = mesh.size
-    spread = jax.pmap(lambda x: x, in_axes=None, axis_size=count)
+    copy = jax.pmap(lambda x, device: x, in_axes=(None, 0))
+
+    def spread(x: Any) -> Any:
+        # One argument has to be mapped.
+        return copy(x, np.arange(count))
 
     def split_batches(x: Any) -> Any:
         steps, batch = x.shape[:2]

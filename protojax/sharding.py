@@ -1,5 +1,7 @@
-"""The devices as a mesh, arrays on it, and the start of runs of several processes."""
+"""The devices as a mesh, arrays on it, and runs of several processes."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -9,6 +11,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
 """The only axis of the mesh: examples are split along it."""
+
+
+class ProcessError(RuntimeError):
+    """Another process of the run failed, so that this one cannot go on."""
 
 
 def start_processes(coordinator: str, processes: int, index: int) -> None:
@@ -27,7 +33,35 @@ def start_processes(coordinator: str, processes: int, index: int) -> None:
         raise ValueError(f"--coordinator {coordinator!r}: give HOST:PORT of process 0, such as 10.0.0.1:1234")
     if not 0 <= index < processes:
         raise ValueError(f"--process-index {index} of --processes {processes}: indices go from 0 to processes - 1")
-    jax.distributed.initialize(coordinator, processes, index)
+    # Processes end together; where one fails alone, the others are ended after this time.
+    jax.distributed.initialize(coordinator, processes, index, shutdown_timeout_seconds=60)
+
+
+def in_any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; all of them must ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What every process does on its own (check, read, write), and none leaves before the others have done it.
+
+    Nothing inside may compute with arrays of several processes.
+
+    Raises:
+      ProcessError: it failed in another process, which raises what really happened.
+    """
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        # Asked also on the way out with an error: otherwise the others would wait for this process forever.
+        anywhere = in_any_process(failed)
+    if anywhere:
+        raise ProcessError("another process of this run failed; its message says why")
 
 
 def mesh() -> Mesh:
@@ -45,6 +79,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def along_data(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Every device holds an equal part of one axis of the array."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
+
+
+def everywhere(tree: Any) -> Any:
+    """Places arrays that every process holds whole on all devices."""
+    return jax.device_put(tree, replicated(mesh()))
 
 
 def split(tree: Any, mesh: Mesh) -> Any:

@@ -1,7 +1,8 @@
 """One step of training: the state, the step as a pure function, and its compilation for an experiment."""
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -74,7 +75,7 @@ def train_step(
     metrics = {"loss": loss, **metrics}
     if axis_name is not None:
         metrics, gradient = lax.pmean((metrics, gradient), axis_name)
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
     updates, opt_state = transform.update(gradient, state.opt_state, state.params)
     changed = (optax.apply_updates(state.params, updates), {**state.statistics, **statistics}, opt_state)
@@ -119,41 +120,51 @@ def sampler_of(settings: Settings, dataset: DataSet) -> sampling.Sampler:
     )
 
 
+def fresh(settings: Settings, dataset: DataSet) -> TrainState:
+    """The state of an experiment before its first step, the same on any devices."""
+    info = dataset.info
+    # Parameters depend on shapes alone, so one example is enough.
+    batch = {"inputs": jnp.asarray(dataset.train[0]["inputs"])[None]}
+    if info.kind == "image":
+        batch["inputs"] = images.transform(batch["inputs"], settings.data.augment)
+    method = methods.build(settings, len(info.label_names))
+    transform = optimizer.build(settings.optimizer, settings.train.steps)
+    return create(method._replace(init=jax.jit(method.init)), transform, _keys(settings)[0], batch)
+
+
+def _keys(settings: Settings) -> jax.Array:
+    """The keys `[3]` of an experiment: for its parameters, its batches and its steps."""
+    return jax.random.split(jax.random.key(settings.train.seed), 3)
+
+
 class Loop(NamedTuple):
     """The compiled training of one experiment."""
 
     method: Method
-    fresh: Callable[[], TrainState]
     steps: int
     """Steps of one call of `dispatch`."""
     dispatch: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
     """`(state, data)` -> `(state, metrics [steps])`; the given state is consumed."""
-    data: Callable[[int], Iterator[Any]]
-    """What `dispatch` reads, from a step on."""
+    data: Callable[[int], Generator[Any, None, None]]
+    """What `dispatch` reads, from a step on; to be closed."""
     devices: parallel.Parallel
 
 
 def compile(settings: Settings, dataset: DataSet) -> Loop:
-    """Puts method, optimiser, data and devices of an experiment together."""
+    """Puts method, optimiser, data and devices of an experiment together.
+
+    Raises:
+      ValueError: the settings do not fit the data or the devices.
+    """
     train, info = settings.train, dataset.info
-    mesh = sharding.mesh()
-    devices = parallel.with_jit(mesh) if train.parallel == "jit" else parallel.with_pmap(mesh)
+    devices = parallel.choose(train, sharding.mesh())
     method = methods.build(settings, len(info.label_names), devices.axis_name)
     transform = optimizer.build(settings.optimizer, train.steps)
     sampler = sampler_of(settings, dataset)
-    init_key, feed_key, step_key = jax.random.split(jax.random.key(train.seed), 3)
+    _, feed_key, step_key = _keys(settings)
     is_resident = settings.data.feeding == "resident"
     # XLA on CPU runs convolutions inside a loop about 20 times slower (jax 0.10 to 0.12), and calls cost it nothing.
     steps = 1 if jax.default_backend() == "cpu" else train.steps_per_dispatch
-
-    def fresh() -> TrainState:
-        # Parameters depend on shapes alone, so one example is enough, whatever the batch and the devices.
-        first = dataset.train[0]
-        batch = {"inputs": jnp.asarray(first["inputs"])[None]}
-        if info.kind == "image":
-            batch["inputs"] = images.transform(batch["inputs"], settings.data.augment)
-        initialise = methods.build(settings, len(info.label_names)).init
-        return create(method._replace(init=jax.jit(initialise)), transform, init_key, batch)
 
     def one_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         batch_key = jax.random.fold_in(feed_key, state.step)
@@ -181,16 +192,17 @@ def compile(settings: Settings, dataset: DataSet) -> Loop:
         state, metrics = body(state, jax.tree.map(lambda x: x[0], batches))
         return state, jax.tree.map(lambda x: x[None], metrics)
 
-    def resident_data(step: int) -> Iterator[Any]:
-        return itertools.repeat(devices.place_arrays(resident.load(dataset.train)))
+    def resident_data(step: int) -> Generator[Any, None, None]:
+        yield from itertools.repeat(devices.place_arrays(resident.load(dataset.train, jax.process_index() == 0)))
 
-    def streamed_data(step: int) -> Iterator[Any]:
+    def streamed_data(step: int) -> Generator[Any, None, None]:
         data = settings.data
         source = streamed.batches(
             dataset.train, sampler, start=step, stop=train.steps, workers=data.workers, prefetch=data.prefetch
         )
-        while batches := list(itertools.islice(source, steps)):
-            yield devices.place_batches(jax.tree.map(lambda *x: np.stack(x), *batches))
+        with contextlib.closing(source):
+            while batches := list(itertools.islice(source, steps)):
+                yield devices.place_batches(jax.tree.map(lambda *x: np.stack(x), *batches))
 
     data = resident_data if is_resident else streamed_data
-    return Loop(method, fresh, steps, devices.compile(dispatch, is_resident), data, devices)
+    return Loop(method, steps, devices.compile(dispatch, is_resident), data, devices)

@@ -1,5 +1,6 @@
 """The training loop: resumes, measures, validates, saves, and stops when asked to or when numbers go bad."""
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable
@@ -9,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from protojax import checkpoint, sharding, step
 from protojax.config import Settings
@@ -61,13 +61,17 @@ def fit(
     train = settings.train
     loop = step.compile(settings, dataset)
     with checkpoint.manager(folder / "checkpoints", train.keep) as checkpoints:
-        state, done = loop.fresh(), checkpoints.latest_step() or 0
+        state, done = step.fresh(settings, dataset), checkpoints.latest_step() or 0
         if done:
             state = _restored(checkpoints, done, state, settings, dataset)
-        hidden = quiet or jax.process_index() > 0
-        with Journal(folder, settings.name, train.steps, done, train.batch_size, hidden) as journal, _Stop() as stop:
+        first = jax.process_index() == 0
+        with (
+            Journal(folder, settings.name, train.steps, done, train.batch_size, quiet or not first, first) as journal,
+            _Stop() as stop,
+            contextlib.closing(loop.data(done)) as data,
+        ):
             history = _History(train.log_every, train.max_bad_steps, journal, partial(_ids, settings, dataset))
-            state, start, data = loop.devices.place_state(state), done, loop.data(done)
+            state, start = loop.devices.place_state(state), done
             while done < train.steps:
                 state, metrics = loop.dispatch(state, next(data))
                 done += loop.steps
@@ -88,7 +92,7 @@ def fit(
                         position = {**_identity(settings, dataset), "step": done}
                         checkpoint.save(checkpoints, done, current, position, score)
                 if stopping and done < train.steps:
-                    checkpoints.wait_until_finished()
+                    checkpoint.finish(checkpoints)
                     raise Interrupted(f"stopped at step {done}; run the same command again to resume")
         return Trained(loop.devices.fetch(state), done - start, journal.examples_per_second)
 
@@ -104,11 +108,11 @@ def restore(settings: Settings, dataset: DataSet, folder: Path) -> TrainState:
         at = checkpoints.best_step() if best else checkpoints.latest_step()
         if at is None:
             raise checkpoint.CheckpointError(f"{folder} has no {'best' if best else 'saved'} checkpoint; train it first")
-        return _restored(checkpoints, at, step.compile(settings, dataset).fresh(), settings, dataset)
+        return _restored(checkpoints, at, step.fresh(settings, dataset), settings, dataset)
 
 
 def _restored(checkpoints: Any, at: int, like: TrainState, settings: Settings, dataset: DataSet) -> TrainState:
-    like = jax.device_put(like, sharding.replicated(sharding.mesh()))
+    like = sharding.everywhere(like)
     state, position = checkpoint.restore(checkpoints, at, like)
     for key, value in _identity(settings, dataset).items():
         if position[key] != value:
@@ -189,7 +193,7 @@ class _Stop:
         """Whether to stop now; several processes ask one another at steps that are `common` to them."""
         if jax.process_count() == 1:
             return self._asked
-        return common and bool(multihost_utils.process_allgather(np.asarray(self._asked)).any())
+        return common and sharding.in_any_process(self._asked)
 
 
 def _ids(settings: Settings, dataset: DataSet, at: int) -> list[int]:

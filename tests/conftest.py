@@ -9,10 +9,20 @@ import sys
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 collect_ignore = [] if "--simulated-devices" in sys.argv else ["multidevice"]
+
+
+@pytest.fixture(scope="module")
+def compile_fast():
+    """Compiles without most optimisations: training steps compile for long and run for milliseconds."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def pytest_addoption(parser):

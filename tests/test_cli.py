@@ -1,10 +1,8 @@
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -42,7 +40,10 @@ def experiment(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(experiment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    assert cli.main(["train", experiment, "--workdir", str(folder), "evaluate.rotations=[90]", "evaluate.neighbours=5"]) == 0
+    assert (
+        cli.main(["train", experiment, "--workdir", str(folder), "evaluate.rotations=[90]", "evaluate.neighbours=5"])
+        == 0
+    )
     return folder
 
 
@@ -121,7 +122,10 @@ def test_evaluate_and_explain_anew(trained, capsys):
         (["evaluate", "--workdir", "{run}/absent"], "is no run folder"),
         (["train", "{toml}", "--workdir", "{run}", "optimizer.learning_rate=0.5"], "holds another experiment"),
         (["train", "{toml}", "--workdir", "{run}/new", "--resume"], "holds no run to resume"),
-        (["train", "{toml}", "--workdir", "{run}/new", "data.name=absent", "data.data_dir={run}"], "no data set 'absent'"),
+        (
+            ["train", "{toml}", "--workdir", "{run}/new", "data.name=absent", "data.data_dir={run}"],
+            "no data set 'absent'",
+        ),
         (["train", "{toml}", "--workdir", "{run}/new", "encoder.kind=lstm"], "encoder"),
         (["train", "{toml}", "--workdir", "{run}/new", "train.candidate_count=9999"], "train.candidate_count = 9999"),
         (["train", "{toml}", "--workdir", "{run}/new", "explain.width=9999"], "explain.width = 9999"),
@@ -173,8 +177,22 @@ def test_sigterm_saves_and_says_so(trained, experiment, tmp_path):
 
 def test_several_seeds_give_mean_and_spread(experiment, tmp_path):
     folder = tmp_path / "seeds"
-    assert cli.main(["train", experiment, "--workdir", str(folder), "--seeds", "0,1", "train.steps=4",
-                     "train.log_every=2", "train.checkpoint_every=4"]) == 0
+    assert (
+        cli.main(
+            [
+                "train",
+                experiment,
+                "--workdir",
+                str(folder),
+                "--seeds",
+                "0,1",
+                "train.steps=4",
+                "train.log_every=2",
+                "train.checkpoint_every=4",
+            ]
+        )
+        == 0
+    )
     accuracies = [results_of(folder / f"seed-{s}")["test"]["accuracy"]["prototypes"] for s in (0, 1)]
     summary = results_of(folder)["test"]["accuracy"]["prototypes"]
     assert summary["mean"] == pytest.approx(sum(accuracies) / 2)

@@ -8,6 +8,8 @@ from protojax import config
 from protojax.methods import Memory, encoder, protoattend
 from protojax.methods.method import support_of
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 
 class Flat(nn.Module):
     """An encoder that a reader can follow: features are the inputs themselves."""
@@ -108,7 +110,9 @@ def test_the_gradient_against_finite_differences(normalizer):
         return method.loss({"params": params}, batch, jax.random.key(0), 0)[0]
 
     gradient = jax.grad(loss)(variables["params"])
-    directions = jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape), x.dtype), gradient)
+    directions = jax.tree.map(
+        lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape), x.dtype), gradient
+    )
     along = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), gradient, directions)))
     step = 1e-3
 

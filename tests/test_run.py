@@ -44,7 +44,9 @@ def test_the_same_experiment_is_resumed(folder):
 
 def test_another_experiment_is_refused_unless_overwritten(folder):
     other = changed("optimizer", learning_rate=0.5)
-    with pytest.raises(run.RunError, match=r"holds another experiment \(different: optimizer.learning_rate\).*--overwrite"):
+    with pytest.raises(
+        run.RunError, match=r"holds another experiment \(different: optimizer.learning_rate\).*--overwrite"
+    ):
         run.claim(folder, other)
     assert not run.claim(folder, other, overwrite=True)
     assert list(folder.iterdir()) == []

@@ -1,10 +1,4 @@
-import dataclasses
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +8,8 @@ import pytest
 
 from protojax import checkpoint, config, data, step, train
 from protojax.methods import Method
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 TINY = {
     "name": "tiny",
@@ -40,7 +36,7 @@ def digits():
 
 
 def no_validation(method, variables):
-    return {}
+    return {"score": 0.0}
 
 
 def fit(settings, dataset, folder):
@@ -94,7 +90,9 @@ def test_a_run_of_non_finite_steps_ends_with_step_and_ids(digits, tmp_path):
         {**TINY, "optimizer": {"learning_rate": 1e30, "clip": "none"}, "train": {**TINY["train"], "max_bad_steps": 2}},
         "test",
     )
-    with pytest.raises(train.NonFiniteError, match=r"not finite 2 steps in a row, the last at step \d+ with ids \[\d+, "):
+    with pytest.raises(
+        train.NonFiniteError, match=r"not finite 2 steps in a row, the last at step \d+ with ids \[\d+, "
+    ):
         fit(settings, digits, tmp_path / "run")
 
 
@@ -149,3 +147,16 @@ def test_a_checkpoint_of_other_data_is_refused(digits, tmp_path):
 def test_more_candidates_than_examples(digits, tmp_path):
     with pytest.raises(ValueError, match="99999"):
         fit(settings_with(candidate_count=99999), digits, tmp_path / "run")
+
+
+def test_a_full_disk_is_named_and_the_checkpoint_before_stays(digits, tmp_path):
+    fit(settings_with(steps=4), digits, tmp_path / "run")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A limit on the size of files fails a write as a full disk does.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(checkpoint.CheckpointError, match=r"run/checkpoints: cannot be saved; .*File too large"):
+            fit(settings_with(), digits, tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert fit(settings_with(), digits, tmp_path / "run").steps_run == 8

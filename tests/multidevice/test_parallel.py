@@ -7,6 +7,8 @@ from jax.sharding import AxisType, Mesh
 
 from protojax import config, data, sharding, train
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 
 def settings_with(norm="batch", feeding="resident", parallel="jit"):
     return config.from_tree(
