@@ -33,6 +33,8 @@ def start_processes(coordinator: str, processes: int, index: int) -> None:
         raise ValueError(f"--coordinator {coordinator!r}: give HOST:PORT of process 0, such as 10.0.0.1:1234")
     if not 0 <= index < processes:
         raise ValueError(f"--process-index {index} of --processes {processes}: indices go from 0 to processes - 1")
+    # On CPU, processes match their collectives by order, and two computations under way at once can swap it.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     # Processes end together; where one fails alone, the others are ended after this time.
     jax.distributed.initialize(coordinator, processes, index, shutdown_timeout_seconds=60)
 
