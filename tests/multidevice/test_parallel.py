@@ -17,7 +17,7 @@ def settings_with(norm="batch", feeding="resident", parallel="jit"):
             "name": "tiny",
             "data": {"feeding": feeding, "augment": {"pad_crop": 1}, "label_noise": 0.2},
             "encoder": {"kind": "conv", "filters": [4], "dense": [16], "norm": norm, "dropout": 0.2},
-            "method": {"kind": "protoattend", "key_size": 4, "value_size": 8, "sparsity": 0.01},
+            "method": {"kind": "protoattend", "key_size": 4, "value_size": 8},
             "train": {
                 "steps": 6,
                 "batch_size": 16,
