@@ -100,7 +100,7 @@ class DataSettings(_Section):
 
 
 class ConvSettings(_Section):
-    """A small convolution network: 3x3 convolutions of stride 1, each followed by 2x2 max-pooling, then dense layers."""
+    """A small convolution network: 3x3 convolutions of stride 1, each with 2x2 max-pooling, then dense layers."""
 
     kind: Literal["conv"] = "conv"
     filters: tuple[PositiveInt, ...] = (32, 64)
@@ -294,6 +294,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such experiment file") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read as an experiment file: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not valid TOML: {error}") from None
     return _overridden(tree, overrides, str(path))

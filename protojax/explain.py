@@ -48,7 +48,10 @@ def select(
     if least_confident is not None:
         if not 1 <= least_confident <= len(pool):
             what = "wrong decisions" if wrong else "examples"
-            raise ValueError(f"{least_confident} least confident were asked for among {len(pool)} {what}")
+            raise ValueError(
+                f"{least_confident} least confident were asked for among {len(pool)} {what}"
+                + (f"; ask for 1 to {len(pool)}" if len(pool) else "")
+            )
         return pool[np.argsort(scored.confidence[pool], kind="stable")][:least_confident]
     return pool[:count]
 

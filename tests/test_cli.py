@@ -52,8 +52,8 @@ def results_of(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-def start(experiment, folder, *overrides):
-    command = [sys.executable, "-m", "protojax.cli", "train", experiment, "--workdir", str(folder), *overrides]
+def start(experiment, folder, *overrides, before=()):
+    command = [*before, sys.executable, "-m", "protojax.cli", "train", experiment, "--workdir", str(folder), *overrides]
     # Compiled as here, because what is compiled otherwise rounds otherwise.
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -200,3 +200,20 @@ def test_several_seeds_give_mean_and_spread(experiment, tmp_path):
     summary = results_of(folder)["test"]["accuracy"]["prototypes"]
     assert summary["mean"] == pytest.approx(sum(accuracies) / 2)
     assert summary["spread"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
+
+
+def test_a_full_disk_is_named_and_the_run_can_go_on(trained, experiment, tmp_path):
+    folder = tmp_path / "full"
+    process = start(experiment, folder)
+    wait_for_checkpoint(folder, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    # A limit on the size of files fails a write as a full disk does.
+    limited = start(experiment, folder, before=["bash", "-c", 'ulimit -f 8; exec "$@"', "limited"])
+    _, errors = limited.communicate()
+    assert limited.returncode == 1, errors
+    assert f"protojax: error: {folder}/checkpoints: cannot be saved; the checkpoints before are whole" in errors
+    again = start(experiment, folder)
+    _, errors = again.communicate()
+    assert again.returncode == 0, errors
+    assert results_of(folder)["parameters_sha256"] == results_of(trained)["parameters_sha256"]

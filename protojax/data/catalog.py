@@ -49,7 +49,7 @@ def _missing(name: str, root: Path) -> str:
     shown = ", ".join(found[:_LISTED]) + (f" and {len(found) - _LISTED} more" if len(found) > _LISTED else "")
     message = f"no data set {name!r} is prepared in {root} (prepared there: {shown or 'none'})"
     if near := difflib.get_close_matches(name, found, n=1):
-        message += f"; did you mean {near[0]!r}?"
+        message += f", the nearest is {near[0]!r}"
     if name.split("/")[0] in tfds.list_builders(with_community_datasets=False):
         return (
             f"{message}. It is an official TFDS data set: build it once with `{INSTALL}` and "

@@ -48,7 +48,7 @@ class TestFinding:
     def test_a_missing_set_lists_what_is_there_and_how_to_prepare(self, tiny):
         tiny.write("words", WORDS, {"train": words(3)})
         message = (
-            r"no data set 'wordz' is prepared in .*sets \(prepared there: words\); did you mean 'words'\?. "
+            r"no data set 'wordz' is prepared in .*sets \(prepared there: words\), the nearest is 'words'\. "
             "Prepare it from raw files with `protojax prepare .* --name wordz --data-dir .*sets`"
         )
         with pytest.raises(DataError, match=message):

@@ -126,7 +126,7 @@ def _survey(files: list[_File], root: Path, size: tuple[int, int] | None) -> tup
         if pixels.shape != shape:
             raise DataError(
                 f"images of different sizes: {first} is {shape[0]}x{shape[1]} but {file.path} is "
-                f"{pixels.shape[0]}x{pixels.shape[1]} (height x width): give image_size to resize all"
+                f"{pixels.shape[0]}x{pixels.shape[1]} (height x width): give --image-size (image_size) to resize all"
             )
         hashes.append(splits.content_hash([pixels.tobytes()]))
     return shape, hashes

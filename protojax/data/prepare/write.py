@@ -88,7 +88,7 @@ def target(
     folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser().resolve() / name
     if os.path.lexists(folder):
         if not overwrite:
-            raise DataError(f"{folder} exists: choose another name, or overwrite=True to replace it")
+            raise DataError(f"{folder} exists: choose another name, or replace it with --overwrite (overwrite=True)")
         if folder.is_symlink() or not folder.is_dir() or any(folder.iterdir()) and not _is_prepared(folder):
             raise DataError(f"{folder} holds something else than one prepared data set: it is not replaced")
     return Target(folder, validation, test, duplicates)
@@ -143,7 +143,8 @@ def _without_copies(goal: Target, raw: Raw, chosen: np.ndarray) -> tuple[np.ndar
         for name in np.unique(chosen)
     }
     if goal.duplicates == "refuse":
-        splits.check_disjoint(hashes, 'duplicates="drop" leaves the copies out, first of train, then of validation')
+        remedy = '--duplicates drop (duplicates="drop") leaves the copies out, first of train, then of validation'
+        splits.check_disjoint(hashes, remedy)
     dropped = {name: tuple(found) for name, found in splits.copies(hashes).items() if found}
     gone = np.isin(raw.ids, [i for found in dropped.values() for i in found])
     return np.where(gone, "", chosen), dropped

@@ -82,7 +82,7 @@ def test_a_copy_in_the_test_folder_is_named(tmp_path):
 def test_images_of_different_sizes_are_refused_or_resized(tmp_path, root):
     odd = root / "dog" / "99.png"
     _save(odd, _pixels(99, (12, 10, 3)))
-    _refused(root, r"00.png is 6x5 but .*99.png is 12x10 \(height x width\): give image_size")
+    _refused(root, r"00.png is 6x5 but .*99.png is 12x10 \(height x width\): give --image-size")
     found = prepare.image_folder(root, name="tiny", data_dir=tmp_path, image_size=(6, 5))
     stored = {int(example["id"]): example["image"] for split in found.counts for example in _read(found.path, split)}
     np.testing.assert_array_equal(stored[3], _pixels(3))

@@ -94,7 +94,7 @@ def test_copies_in_two_splits_are_refused_or_dropped(tmp_path):
 def test_a_set_is_replaced_only_when_told(tmp_path):
     prepare.text(_texts(tmp_path, _many(60)), name="texts", data_dir=tmp_path)
     source = _texts(tmp_path, _many(70))
-    with pytest.raises(DataError, match="texts exists: choose another name, or overwrite=True"):
+    with pytest.raises(DataError, match="texts exists: choose another name, or replace it with --overwrite"):
         prepare.text(source, name="texts", data_dir=tmp_path)
     found = prepare.text(source, name="texts", data_dir=tmp_path, overwrite=True)
     assert sum(len(_read(found.path, split)) for split in found.counts) == 70

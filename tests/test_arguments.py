@@ -1,0 +1,110 @@
+"""Help and wrong usage of the command line: nothing here trains."""
+
+import os
+
+import pytest
+
+from protojax import cli
+
+EXPERIMENT = """
+name = "tiny"
+[encoder]
+kind = "conv"
+[method]
+kind = "protoattend"
+[train]
+candidate_count = 8
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory with an experiment and files to be wrong about."""
+    (tmp_path / "tiny.toml").write_text(EXPERIMENT)
+    (tmp_path / "t.csv").write_text(
+        "age,work,label\n" + "".join(f"{i},{'xyz'[i % 3]},{'ab'[i % 2]}\n" for i in range(40))
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(capsys, arguments):
+    """What a refused command says: one line, with exit status 2."""
+    try:
+        status = cli.main(arguments)
+    except SystemExit as stopped:
+        status = stopped.code
+    captured = capsys.readouterr()
+    assert (status, captured.out) == (2, "")
+    lines = captured.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("protojax")
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", ["", "prepare", "train", "evaluate", "explain"])
+def test_help_fits_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*command.split(), "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "75 stopped by" in shown
+    assert not command or f"example:\n  protojax {command} " in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("", "the following arguments are required: command; see protojax --help"),
+        ("train tiny.toml", "the following arguments are required: --workdir; see protojax train --help"),
+        ("train tiny.toml --workdir w --bogus", "unknown argument --bogus; a setting is given as section.key=value"),
+        ("explain --workdir w --least-confident x", "argument --least-confident: invalid int value: 'x'"),
+        ("explain --workdir w --split all", "invalid choice: 'all'"),
+        ("explain --workdir w --ids 3 --wrong", "--wrong: not allowed with argument --ids"),
+        ("explain --workdir w --ids a,b", "--ids 'a,b': give whole numbers from 0, separated by commas, such as 3,7"),
+        ("explain --workdir w --ids 3,,7", "--ids '3,,7': give whole numbers"),
+        ("explain --workdir w --ids 3,7,3", "--ids '3,7,3': 3 stands there twice"),
+        ("explain --workdir w --wrong --count 0", "--count 0: show at least 1 decision"),
+        ("explain --workdir w --ids 3 --count 9", "say how many decisions are shown; leave --count out"),
+        ("explain --workdir w --wrong", "w is no run folder: it has no run.json"),
+        ("explain --workdir t.csv --wrong", "--workdir t.csv: t.csv is a file; give a folder"),
+        ("evaluate --workdir t.csv/run", "is a file; give a folder"),
+        ("train tiny.toml --workdir t.csv", "--workdir t.csv: t.csv is a file; give a folder"),
+        ("train tiny.toml --workdir w --seeds a,b", "--seeds 'a,b': give whole numbers from 0"),
+        ("train tiny.toml --workdir w --seeds=-1", "--seeds '-1': give whole numbers from 0"),
+        ("train tiny.toml --workdir w --seeds 1,1", "--seeds '1,1': 1 stands there twice"),
+        ("train tiny.toml --workdir w --processes 2", "--processes and --process-index need --coordinator HOST:PORT"),
+        ("train absent.toml --workdir w", "absent.toml: no such experiment file"),
+        ("train . --workdir w", ".: cannot be read as an experiment file: Is a directory"),
+        ("train t.csv --workdir w", "t.csv: not valid TOML"),
+        ("train tiny.toml --workdir w data.name=tab data.data_dir=absent", "no data set 'tab' is prepared in absent"),
+        ("prepare csv t.csv --name Bad-Name", "'Bad-Name' cannot name a data set"),
+        ("prepare csv t.csv --name t data.name=x", "prepare takes no settings, got data.name=x"),
+        ("prepare csv t.csv --name t --image-size 8x8", "--image-size means nothing for csv; leave it out"),
+        ("prepare text t.csv --name t --numeric age", "--numeric means nothing for text"),
+        ("prepare idx . --name t --label age", "--label means nothing for idx"),
+        ("prepare image-folder . --name t --image-size 8", "--image-size '8': give HEIGHTxWIDTH, such as 128x128"),
+        ("prepare image-folder . --name t --image-size 0x8", "--image-size '0x8': give HEIGHTxWIDTH"),
+        ("prepare csv t.csv --name t --numeric age,", "--numeric 'age,': a name is empty"),
+        ("prepare csv t.csv --name t --numeric wrk", "t.csv: no column 'wrk'; did you mean 'work'?"),
+        ("prepare csv t.csv --name t --numeric work", "t.csv, line 2, column 'work': 'x' is no finite number"),
+        ("prepare csv t.csv --name t --label lab", "t.csv: no column 'lab'; did you mean 'label'?"),
+        ("prepare csv t.csv --name t --test 1.5", "test is a share of the examples, in [0, 1), got 1.5"),
+        ("prepare csv absent.csv --name t", "absent.csv: no such file"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(here, capsys, command, message):
+    arguments = command.split()
+    if arguments[:1] == ["prepare"]:
+        arguments += ["--data-dir", "sets"] * ("data.name=x" not in arguments)
+    assert message in refused(capsys, arguments)
+    assert sorted(path.name for path in here.iterdir()) == ["t.csv", "tiny.toml"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(here, capsys, monkeypatch):
+    # The superuser may write anywhere, so the answer of the system is given.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    message = refused(capsys, ["train", "tiny.toml", "--workdir", "runs/w"])
+    assert f"--workdir runs/w: no permission to write in {here}; give another folder" in message
+    assert not (here / "runs").exists()
