@@ -82,7 +82,7 @@ def train_run(settings: Settings, folder: Path, overwrite: bool = False, quiet: 
 def train_seeds(
     settings: Settings, folder: Path, seeds: Sequence[int], overwrite: bool = False, quiet: bool = False
 ) -> dict[str, Any]:
-    """Trains one run a seed in `folder/seed-N`, and writes mean and spread of their results to `folder/results.json`."""
+    """Trains one run a seed in `folder/seed-N`; `folder/results.json` gets mean and spread of their results."""
     results = []
     for seed in seeds:
         seeded = settings.model_copy(update={"train": settings.train.model_copy(update={"seed": seed})})

@@ -1,7 +1,7 @@
 """The two ways to run one step on several devices: `jit` over a mesh of global arrays, and a thin `pmap` wrapper.
 
-Both give the same numbers. Under `jit` arrays are global and XLA inserts the communication; under `pmap` the step sees the
-local part of a batch, and methods communicate over the mapped axis by name.
+Both give the same numbers. Under `jit` arrays are global and XLA inserts the communication; under `pmap` the step sees
+the local part of a batch, and methods communicate over the mapped axis by name.
 """
 
 from collections.abc import Callable

@@ -118,7 +118,9 @@ def _git_revision() -> str | None:
     """Revision of the checkout this package runs from, with `+changes` where it has uncommitted ones."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        revision = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
         dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None

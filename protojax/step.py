@@ -169,9 +169,7 @@ def compile(settings: Settings, dataset: DataSet) -> Loop:
     def one_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         batch_key = jax.random.fold_in(feed_key, state.step)
         batch = prepare(batch, batch_key, settings=settings, classes=len(info.label_names), kind=info.kind)
-        return train_step(
-            state, batch, method=method, transform=transform, key=step_key, axis_name=devices.axis_name
-        )
+        return train_step(state, batch, method=method, transform=transform, key=step_key, axis_name=devices.axis_name)
 
     def drawn(arrays: Any, step: jax.Array) -> Batch:
         def take(indices: jax.Array) -> Batch:

@@ -107,7 +107,9 @@ def restore(settings: Settings, dataset: DataSet, folder: Path) -> TrainState:
     with checkpoint.manager(folder / "checkpoints", settings.train.keep) as checkpoints:
         at = checkpoints.best_step() if best else checkpoints.latest_step()
         if at is None:
-            raise checkpoint.CheckpointError(f"{folder} has no {'best' if best else 'saved'} checkpoint; train it first")
+            raise checkpoint.CheckpointError(
+                f"{folder} has no {'best' if best else 'saved'} checkpoint; train it first"
+            )
         return _restored(checkpoints, at, step.fresh(settings, dataset), settings, dataset)
 
 

@@ -47,7 +47,10 @@ def test_clipping_comes_before_adam(changes, moment):
 
 def test_weight_decay_reaches_convolution_filters_alone():
     params = {"conv": {"kernel": jnp.ones((3, 3, 1, 1))}, "dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
-    gradient = {"conv": {"kernel": jnp.zeros((3, 3, 1, 1))}, "dense": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}}
+    gradient = {
+        "conv": {"kernel": jnp.zeros((3, 3, 1, 1))},
+        "dense": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)},
+    }
     updates = first_update(params, gradient, conv_weight_decay=0.01)
     assert (updates["conv"]["kernel"] < 0).all()
     assert not updates["dense"]["kernel"].any() and not updates["dense"]["bias"].any()

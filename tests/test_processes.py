@@ -40,7 +40,7 @@ count = 2
 width = 8
 """
 
-# Adam turns the rounding of a gradient that is zero (of a bias that sparsemax or a norm takes out again) into whole steps.
+# Adam turns the rounding of a gradient that is zero (of a bias that sparsemax or a norm removes) into whole steps.
 PROGRAM = """
     import os, signal, sys, threading, time
     from pathlib import Path
@@ -140,7 +140,9 @@ def alone(ran):
 @pytest.mark.parametrize("folder", ["2-resident", "2-streamed"])
 def test_the_numbers_are_those_of_one_process(ran, alone, folder):
     expected_parameters, expected = alone
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), parameters(ran[0], folder), expected_parameters)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), parameters(ran[0], folder), expected_parameters
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), results(ran[0], folder), expected)
 
 

@@ -1,7 +1,7 @@
 """The baseline: an encoder with a value and a decision layer, trained by cross-entropy alone.
 
-ProtoAttend adds two small matrices to exactly this network (Arik and Pfister 2020, section 5.1), so `Classifier` is also
-the trunk of `protoattend.py`. With dropout in the encoder this is the dropout baseline of the paper's table 3.
+ProtoAttend adds two small matrices to exactly this network (Arik and Pfister 2020, section 5.1), so `Classifier` is
+also the trunk of `protoattend.py`. With dropout in the encoder this is the dropout baseline of the paper's table 3.
 """
 
 from typing import Any

@@ -69,7 +69,8 @@ class Method(NamedTuple):
     """`encode(variables, inputs)`: the embeddings that memory keeps, a pytree of arrays `[batch, ...]`."""
     predict: Callable[..., Prediction]
     """`predict(variables, memory, batch, width)`: the prediction for `batch["inputs"]`, with `width` (static) places in
-    its support; a memory entry with the id of its query gets no weight, so that training examples are judged by others."""
+    its support; an entry of memory with the id of its query gets no weight, so training examples are judged by others.
+    """
 
 
 def support_of(weights: jax.Array, ids: jax.Array, labels: jax.Array, width: int) -> Support:

@@ -1,12 +1,14 @@
-"""ProtoAttend: decisions from the few training examples that attention selects (Arik and Pfister 2020, arXiv 1902.06292).
+"""ProtoAttend: decisions from the few training examples that attention selects.
+
+Arik and Pfister 2020, "ProtoAttend: Attention-Based Prototypical Learning".
 
     v = f(x), q, k             values, queries and keys of one shared encoder          (section 3.2)
     p = n(q K^T / sqrt(d))     weights of the candidates, n = sparsemax or softmax     (section 3.2)
     L = CE(g(v)) + CE(g(p V)) + CE(g((1 - a) v + a p V)) + lambda H(p)                 (equations 1 and 2)
     C = max_m sum_j p_j [y_j = m]                                                      (equation 3)
 
-Where paper and released code disagree, this file follows the text for the random share a ~ U[0.45, 0.5] and the code for
-its meaning: a is the share of the prototypes, so that the input itself contributes most.
+Where paper and released code disagree, this file follows the text for the random share a ~ U[0.45, 0.5] and the code
+for its meaning: a is the share of the prototypes, so that the input itself contributes most.
 """
 
 from typing import Any, NamedTuple

@@ -72,9 +72,7 @@ def test_no_candidates():
 
 
 def test_processes_read_contiguous_rows(in_threads):
-    parts = [
-        list(streamed.batches(Squares(50), SAMPLER, start=0, stop=3, process=p, processes=4)) for p in range(4)
-    ]
+    parts = [list(streamed.batches(Squares(50), SAMPLER, start=0, stop=3, process=p, processes=4)) for p in range(4)]
     joined = [jax.tree.map(lambda *x: np.concatenate(x), *step) for step in zip(*parts, strict=True)]
     _assert_same(joined, in_threads[:3])
 
