@@ -36,8 +36,10 @@ def digest(tree: Any) -> str:
 
 
 @contextlib.contextmanager
-def manager(folder: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
+def manager(folder: Path, keep: int, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints in `folder`, of which the `keep` newest and the best on the validation split are kept.
+
+    Whoever only reads must say so: a run that is training in the same folder may be saving just now.
 
     Raises:
       CheckpointError: what was still being saved at the end could not be.
@@ -49,12 +51,14 @@ def manager(folder: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
     options = ocp.CheckpointManagerOptions(
         preservation_policy=managers.AnyPreservationPolicy([newest, best]),
         best_fn=lambda m: m["score"],
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
     )
     checkpoints = ocp.CheckpointManager(folder.absolute(), options=options, item_names=("state", "position"))
     try:
         yield checkpoints
-        finish(checkpoints)
+        if not read_only:
+            finish(checkpoints)
     finally:
         checkpoints.close()
 

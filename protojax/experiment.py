@@ -158,7 +158,8 @@ def explain_run(
     """Writes decisions with their prototypes as JSON and as pictures or tables; returns the files."""
     source = getattr(opened.dataset, split)
     if source is None:
-        raise ValueError(f"{opened.dataset.info.name} has no {split} split")
+        name = opened.dataset.info.name
+        raise ValueError(f"{name} has no {split} split; a run trained with data.validation_fraction has one")
     scored = _score(opened, source, quiet)
     positions = explain.select(scored, ids, wrong, least_confident, count)
     names = opened.dataset.info.label_names
@@ -192,7 +193,8 @@ def check(settings: Settings, dataset: DataSet) -> None:
     info, encoder = dataset.info, settings.encoder.kind
     fitting = {"image": ("conv", "resnet"), "text": ("vdcnn",), "table": ("lstm",)}[info.kind]
     if encoder not in fitting:
-        raise ValueError(f"encoder.kind = {encoder!r} does not read {info.kind}s; {info.name} needs one of {fitting}")
+        needed = " or ".join(fitting)
+        raise ValueError(f"encoder.kind = {encoder!r} does not read {info.kind}s; {info.name} needs {needed}")
     shares = settings.data.class_shares
     if shares is not None and len(shares) != len(info.label_names):
         raise ValueError(f"data.class_shares has {len(shares)} shares, {info.name} has {len(info.label_names)} classes")

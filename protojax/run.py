@@ -79,7 +79,7 @@ def read(folder: Path) -> Settings:
         return config.from_tree(tree["settings"], str(record))
     except FileNotFoundError:
         raise RunError(f"{folder} is no run folder: it has no run.json; train one with protojax train") from None
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise RunError(f"{record}: damaged: {error}") from None
 
 

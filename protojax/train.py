@@ -104,7 +104,7 @@ def restore(settings: Settings, dataset: DataSet, folder: Path) -> TrainState:
       CheckpointError: there is none, it is damaged, or it was trained on other data.
     """
     best = settings.evaluate.checkpoint == "best"
-    with checkpoint.manager(folder / "checkpoints", settings.train.keep) as checkpoints:
+    with checkpoint.manager(folder / "checkpoints", settings.train.keep, read_only=True) as checkpoints:
         at = checkpoints.best_step() if best else checkpoints.latest_step()
         if at is None:
             raise checkpoint.CheckpointError(

@@ -145,3 +145,17 @@ def test_a_checkpoint_of_other_data_is_refused(digits, tmp_path):
 def test_more_candidates_than_examples(digits, tmp_path):
     with pytest.raises(ValueError, match="99999"):
         fit(settings_with(candidate_count=99999), digits, tmp_path / "run")
+
+
+def test_reading_a_run_leaves_what_is_being_saved_alone(digits, tmp_path):
+    fit(settings_with(steps=4), digits, tmp_path / "run")
+    saving = tmp_path / "run" / "checkpoints" / "8.orbax-checkpoint-tmp"
+    saving.mkdir()
+    assert int(train.restore(settings_with(), digits, tmp_path / "run").step) == 4
+    assert saving.exists()
+
+
+def test_reading_a_run_without_checkpoints_makes_no_folder(digits, tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match="run has no saved checkpoint; train it first"):
+        train.restore(settings_with(), digits, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
