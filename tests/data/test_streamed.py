@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,12 @@ import pytest
 
 from protojax.data import resident, sampling, streamed
 from protojax.data.source import DataError
+
+
+@pytest.fixture(autouse=True)
+def _importable_by_workers(monkeypatch):
+    # Workers inherit the path and import this module by its name below the root, which `pytest` alone does not add.
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
 
 
 class Squares:
