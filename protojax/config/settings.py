@@ -1,16 +1,6 @@
-"""Typed, validated, immutable settings of an experiment, read from TOML.
+"""Every setting of an experiment, with its type, its default and its meaning."""
 
-One file describes one experiment: what data, which encoder, which method, how it is trained, evaluated and
-explained. Unknown keys, wrong types and impossible values are refused before anything is compiled, with one
-line that names the file, the key and, for a misspelt key, the nearest valid one.
-"""
-
-import difflib
-import json
-import tomllib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import pydantic
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -18,15 +8,13 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
-class SettingsError(ValueError):
-    """A setting is unknown, of the wrong type or impossible."""
+class Section(pydantic.BaseModel):
+    """Settings that belong together: immutable, without unknown keys, types taken strictly."""
 
-
-class _Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class AugmentSettings(_Section):
+class AugmentSettings(Section):
     """Transformations of images, drawn anew for every example of every step, on the device."""
 
     pad_crop: NonNegativeInt = 0
@@ -37,7 +25,7 @@ class AugmentSettings(_Section):
     """Per-image standardisation to mean 0, standard deviation 1; also applied outside training."""
 
 
-class NumericColumn(_Section):
+class NumericColumn(Section):
     """The fixed transformation of one numeric column: (f(x) - shift) / scale."""
 
     log: Literal["none", "log", "log1p"] = "none"
@@ -46,7 +34,7 @@ class NumericColumn(_Section):
     scale: PositiveFloat = 1.0
 
 
-class TableSettings(_Section):
+class TableSettings(Section):
     """How rows become feature vectors."""
 
     numeric: dict[str, NumericColumn] = {}
@@ -55,14 +43,14 @@ class TableSettings(_Section):
     """A category that the training split lacks: an error, or a bucket of its own."""
 
 
-class TextSettings(_Section):
+class TextSettings(Section):
     """How texts become character sequences."""
 
     length: PositiveInt = 448
     """Characters kept; longer texts are truncated, shorter ones padded, and both are counted."""
 
 
-class DataSettings(_Section):
+class DataSettings(Section):
     """Where examples come from and how they reach the step."""
 
     name: str = "digits"
@@ -99,7 +87,7 @@ class DataSettings(_Section):
         return self
 
 
-class ConvSettings(_Section):
+class ConvSettings(Section):
     """A small convolution network: 3x3 convolutions of stride 1, each with 2x2 max-pooling, then dense layers."""
 
     kind: Literal["conv"] = "conv"
@@ -109,7 +97,7 @@ class ConvSettings(_Section):
     dropout: Fraction = 0.0
 
 
-class ResNetSettings(_Section):
+class ResNetSettings(Section):
     """The paper's residual networks (ProtoAttend, appendix A.1)."""
 
     kind: Literal["resnet"] = "resnet"
@@ -131,7 +119,7 @@ class ResNetSettings(_Section):
         return self
 
 
-class VDCNNSettings(_Section):
+class VDCNNSettings(Section):
     """Very deep convolutional network over characters (Conneau et al. 2016; ProtoAttend, appendix A.2)."""
 
     kind: Literal["vdcnn"] = "vdcnn"
@@ -146,7 +134,7 @@ class VDCNNSettings(_Section):
     dropout: Fraction = 0.0
 
 
-class LSTMSettings(_Section):
+class LSTMSettings(Section):
     """An LSTM that reads one embedding of the row at every step (ProtoAttend, appendix A.3)."""
 
     kind: Literal["lstm"] = "lstm"
@@ -158,7 +146,7 @@ class LSTMSettings(_Section):
 EncoderSettings = Annotated[ConvSettings | ResNetSettings | VDCNNSettings | LSTMSettings, Field(discriminator="kind")]
 
 
-class ProtoAttendSettings(_Section):
+class ProtoAttendSettings(Section):
     """ProtoAttend (Arik and Pfister 2020)."""
 
     kind: Literal["protoattend"] = "protoattend"
@@ -179,7 +167,7 @@ class ProtoAttendSettings(_Section):
         return self
 
 
-class EncoderBaselineSettings(_Section):
+class EncoderBaselineSettings(Section):
     """The encoder with its value and decision layers alone, trained by cross-entropy: the paper's baseline."""
 
     kind: Literal["encoder"] = "encoder"
@@ -189,7 +177,7 @@ class EncoderBaselineSettings(_Section):
 MethodSettings = Annotated[ProtoAttendSettings | EncoderBaselineSettings, Field(discriminator="kind")]
 
 
-class OptimizerSettings(_Section):
+class OptimizerSettings(Section):
     """Adam with the schedules of the papers."""
 
     learning_rate: PositiveFloat = 1e-3
@@ -205,13 +193,21 @@ class OptimizerSettings(_Section):
     """L2 penalty on convolution filters."""
 
 
-class TrainSettings(_Section):
+class TrainSettings(Section):
     """The training loop."""
 
     steps: PositiveInt = 1000
     batch_size: PositiveInt = 128
     candidate_count: NonNegativeInt = 0
-    """Candidates drawn from the training split for every step (D of the paper's table 1)."""
+    """Candidates of every step (D of the paper's table 1)."""
+    candidates: Literal["sampled", "support", "retrieved"] = "sampled"
+    """`sampled` draws the candidates from the training split and differentiates through all of them; `support` draws
+    the same ones and gives the same gradient, but encodes with derivatives only those with a weight; `retrieved` takes
+    those of the whole training split that score best for the batch, by keys that are refreshed now and then."""
+    candidate_chunk: PositiveInt = 256
+    """`support`: candidates encoded together, which bounds the memory of the step."""
+    refresh_every: PositiveInt = 100
+    """`retrieved`: steps between two encodings of the keys of the whole training split."""
     seed: NonNegativeInt = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the encoder; parameters, attention and losses stay float32."""
@@ -237,7 +233,7 @@ class TrainSettings(_Section):
         return self
 
 
-class EvaluateSettings(_Section):
+class EvaluateSettings(Section):
     """What is measured at the end."""
 
     candidate_count: PositiveInt | None = None
@@ -252,7 +248,7 @@ class EvaluateSettings(_Section):
     """k of the deep k-nearest-neighbour comparison (paper figure 7); 0 leaves it out."""
 
 
-class ExplainSettings(_Section):
+class ExplainSettings(Section):
     """Which decisions are shown after training."""
 
     count: NonNegativeInt = 12
@@ -261,7 +257,7 @@ class ExplainSettings(_Section):
     """Prototypes shown for each decision; absent: 64, or the whole database where that is smaller."""
 
 
-class Settings(_Section):
+class Settings(Section):
     """One experiment."""
 
     name: str
@@ -281,113 +277,3 @@ class Settings(_Section):
         if self.method.kind == "encoder" and self.train.candidate_count:
             raise ValueError("train.candidate_count must be 0: the encoder baseline has no candidates")
         return self
-
-
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
-    """Reads an experiment from TOML and applies `section.key=value` overrides (values in TOML syntax or bare strings).
-
-    Raises:
-      SettingsError: the file cannot be read or a setting is unknown, of the wrong type or impossible.
-    """
-    path = Path(path)
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingsError(f"{path}: no such experiment file") from None
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read as an experiment file: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not valid TOML: {error}") from None
-    return _overridden(tree, overrides, str(path))
-
-
-def override(settings: Settings, overrides: Sequence[str], origin: str) -> Settings:
-    """The settings with `section.key=value` overrides; `origin` names them in errors.
-
-    Raises:
-      SettingsError: an override is unknown, of the wrong type or impossible.
-    """
-    return _overridden(to_tree(settings), overrides, origin)
-
-
-def from_tree(tree: dict[str, Any], origin: str) -> Settings:
-    """Validates a tree of plain values; `origin` names it in errors.
-
-    Raises:
-      SettingsError: a setting is unknown, of the wrong type or impossible.
-    """
-    try:
-        # Strict JSON mode: TOML has arrays where the settings have tuples, and no silent "3" -> 3 is wanted.
-        return Settings.model_validate_json(json.dumps(tree, default=str))
-    except pydantic.ValidationError as error:
-        raise SettingsError("\n".join(f"{origin}: {_explain(e)}" for e in error.errors())) from None
-
-
-def to_tree(settings: Settings) -> dict[str, Any]:
-    """The resolved settings as plain JSON values."""
-    return json.loads(settings.model_dump_json())
-
-
-def _overridden(tree: dict[str, Any], overrides: Sequence[str], origin: str) -> Settings:
-    for text in overrides:
-        _set(tree, text)
-    return from_tree(tree, origin)
-
-
-def _set(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise SettingsError(f"{override!r}: an override has the form section.key=value, such as train.steps=500")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *sections, last = key.strip().split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise SettingsError(f"{override!r}: {section} is a setting, not a section")
-    tree[last] = value
-
-
-def _explain(error: dict[str, Any]) -> str:
-    # Union branches add their tag ("resnet") to the location; it is no key of the file.
-    location = [part for part in error["loc"] if part not in _TAGS]
-    key = ".".join(str(part) for part in location)
-    if error["type"] == "extra_forbidden":
-        valid = _valid_keys(error["loc"][:-1])
-        near = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.0)
-        return f"unknown key {key}; did you mean {'.'.join([*map(str, location[:-1]), *near])}?"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "missing":
-        return f"{key} is required"
-    if error["type"].startswith("union_tag"):
-        return f"{key}: {message}"
-    return (
-        f"{key}: {message} (got {error['input']!r})"
-        if key and error["type"] != "value_error"
-        else (f"{key}: {message}" if key else message)
-    )
-
-
-_TAGS = ("conv", "resnet", "vdcnn", "lstm", "protoattend", "encoder_baseline")
-
-
-def _valid_keys(location: tuple[Any, ...]) -> list[str]:
-    model: Any = Settings
-    for part in location:
-        if part in ("encoder", "method") and model is Settings:
-            model = {m.model_fields["kind"].default: m for m in _variants(part)}
-        elif isinstance(model, dict):
-            model = model[part]
-        elif part in getattr(model, "model_fields", {}):
-            model = model.model_fields[part].annotation
-        elif model == dict[str, NumericColumn]:
-            model = NumericColumn
-    return list(getattr(model, "model_fields", {}))
-
-
-def _variants(section: str) -> tuple[type[_Section], ...]:
-    if section == "encoder":
-        return ConvSettings, ResNetSettings, VDCNNSettings, LSTMSettings
-    return ProtoAttendSettings, EncoderBaselineSettings
