@@ -16,7 +16,8 @@ from pydantic import Field
 from tqdm import tqdm
 
 from protojax import sharding
-from protojax.methods.method import Batch, Memory, Method, Variables
+from protojax.candidates import CandidateDatabase
+from protojax.methods.method import Batch, Method, Variables
 
 SCHEMA = "protojax.database/1"
 
@@ -29,7 +30,7 @@ class DatabaseError(ValueError):
 
 class _Array(pydantic.BaseModel):
     path: Annotated[list[str], Field(min_length=1)]
-    """Place in the record `Memory`, such as `["embeddings", "keys"]`."""
+    """Place in the record `CandidateDatabase`, such as `["embeddings", "keys"]`."""
     file: str
     sha256: str
     shape: list[int]
@@ -126,7 +127,7 @@ def build(
     transform: Transform,
     batch_size: int,
     progress: bool = True,
-) -> Memory:
+) -> CandidateDatabase:
     """Encodes the chosen training examples.
 
     Args:
@@ -155,7 +156,7 @@ def build(
                 f"{broken.sum()} training examples have non-finite embeddings{jax.tree_util.keystr(path)}, "
                 f"first ids {ids[broken][:10].tolist()}: the parameters or these inputs are damaged"
             )
-    return Memory(jnp.asarray(ids), jnp.asarray(labels), jax.tree.map(jnp.asarray, embeddings))
+    return CandidateDatabase(jnp.asarray(ids), jnp.asarray(labels), jax.tree.map(jnp.asarray, embeddings))
 
 
 @partial(jax.jit, static_argnames=("method", "transform"))
@@ -164,7 +165,7 @@ def _encode(method: Method, transform: Transform, variables: Variables, batch: B
     return jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, embeddings)
 
 
-def save(folder: str | Path, memory: Memory, parameters_sha256: str) -> None:
+def save(folder: str | Path, memory: CandidateDatabase, parameters_sha256: str) -> None:
     """Writes the database, one npy file an array, with a manifest of their hashes.
 
     The files are written to a temporary folder beside `folder`, which then takes its place: a full disk or a kill
@@ -218,7 +219,7 @@ def is_of(folder: str | Path, parameters_sha256: str) -> bool:
     return (folder / "manifest.json").exists() and _manifest(folder).parameters_sha256 == parameters_sha256
 
 
-def load(folder: str | Path, parameters_sha256: str) -> Memory:
+def load(folder: str | Path, parameters_sha256: str) -> CandidateDatabase:
     """Reads a database that `save` wrote, after checking every byte of it.
 
     Args:
@@ -244,7 +245,7 @@ def load(folder: str | Path, parameters_sha256: str) -> Memory:
     rows = {leaf.shape[:1] for leaf in jax.tree.leaves(tree)}
     if len(rows) != 1:
         raise DatabaseError(f"{path}: arrays of different lengths {sorted(rows)}; {_ADVICE}")
-    return Memory(**tree)
+    return CandidateDatabase(**tree)
 
 
 def _manifest(folder: Path) -> _Manifest:

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from protojax import database, ops, sharding
+from protojax.candidates import CandidateDatabase
 from protojax.database import Transform
-from protojax.methods.method import SHARES, Batch, Memory, Method, Prediction, Support, Variables
+from protojax.methods.method import SHARES, Batch, Method, Prediction, Support, Variables
 
 THRESHOLDS = np.concatenate([np.arange(100) / 100, np.arange(991, 1000) / 1000]).astype(np.float32)
 """Confidence thresholds of the coverage curves (paper figures 6, 10 and 11): 0 to 0.99, then finer up to 0.999."""
@@ -62,7 +63,7 @@ class Scored(NamedTuple):
 def score(
     method: Method,
     variables: Variables,
-    memory: Memory,
+    memory: CandidateDatabase,
     source: Any,
     transform: Transform,
     batch_size: int,
@@ -110,7 +111,7 @@ def score(
 
 @partial(jax.jit, static_argnames=("method", "transform", "width"))
 def _predict(
-    method: Method, transform: Transform, width: int, variables: Variables, memory: Memory, batch: Batch
+    method: Method, transform: Transform, width: int, variables: Variables, memory: CandidateDatabase, batch: Batch
 ) -> Prediction:
     batch = {**batch, "inputs": transform(batch["inputs"], batch["id"])}
     return method.predict(variables, memory, batch, width)

@@ -26,11 +26,12 @@ from protojax import (
     step,
     train,
 )
+from protojax.candidates import CandidateDatabase
 from protojax.config import Settings
 from protojax.data import DataSet, images
 from protojax.database import Transform
 from protojax.evaluate import Scored
-from protojax.methods import Memory, Method, Variables
+from protojax.methods import Method, Variables
 
 WIDTH = 64
 """Prototypes kept of a decision where `explain.width` says nothing."""
@@ -44,7 +45,7 @@ class Opened(NamedTuple):
     dataset: DataSet
     method: Method
     state: train.TrainState
-    memory: Memory
+    memory: CandidateDatabase
     transform: Transform
 
 
@@ -233,14 +234,14 @@ def _encode(
     method: Method,
     variables: Variables,
     quiet: bool,
-) -> Memory:
+) -> CandidateDatabase:
     indices = _candidates(settings, dataset)
     return database.build(
         method, variables, dataset.train, indices, transform, settings.evaluate.batch_size, progress=not quiet
     )
 
 
-def _width(settings: Settings, memory: Memory) -> int:
+def _width(settings: Settings, memory: CandidateDatabase) -> int:
     return settings.explain.width or min(WIDTH, len(memory.ids))
 
 
@@ -296,7 +297,7 @@ def _neighbours(opened: Opened, scored: Scored, quiet: bool) -> dict[str, Any]:
     if dataset.validation is None:
         raise ValueError("evaluate.neighbours needs a validation split to calibrate with; set data.validation_fraction")
 
-    def encoded(source: Any) -> Memory:
+    def encoded(source: Any) -> CandidateDatabase:
         everything = np.arange(len(source))
         batch_size = settings.evaluate.batch_size
         return database.build(

@@ -18,8 +18,8 @@ import numpy as np
 from jax import lax
 
 from protojax import database, evaluate
+from protojax.candidates import CandidateDatabase
 from protojax.evaluate import Scored
-from protojax.methods.method import Memory
 
 
 class Judged(NamedTuple):
@@ -33,7 +33,7 @@ class Judged(NamedTuple):
     """float32 `[n]`: how far they rule out every other class."""
 
 
-def split(examples: Memory, count: int, seed: int) -> tuple[Memory, Memory]:
+def split(examples: CandidateDatabase, count: int, seed: int) -> tuple[CandidateDatabase, CandidateDatabase]:
     """Sets `count` held-out examples aside for calibration, for data sets without a validation split.
 
     Returns:
@@ -50,7 +50,14 @@ def split(examples: Memory, count: int, seed: int) -> tuple[Memory, Memory]:
     return calibration, others
 
 
-def judge(training: Memory, calibration: Memory, test: Memory, k: int, classes: int, batch_size: int = 256) -> Judged:
+def judge(
+    training: CandidateDatabase,
+    calibration: CandidateDatabase,
+    test: CandidateDatabase,
+    k: int,
+    classes: int,
+    batch_size: int = 256,
+) -> Judged:
     """Predicts test examples from the k nearest training examples in every representation.
 
     Representations are the leaves of the embeddings; nearness is the cosine, found exactly. An example is never its
@@ -93,7 +100,7 @@ def judge(training: Memory, calibration: Memory, test: Memory, k: int, classes: 
     )
 
 
-def results(judged: Judged, test: Memory, k: int, scored: Scored) -> dict[str, Any]:
+def results(judged: Judged, test: CandidateDatabase, k: int, scored: Scored) -> dict[str, Any]:
     """Accuracy and coverage of deep k-nearest neighbours beside those of the method, on the same examples.
 
     Args:
@@ -125,7 +132,9 @@ def results(judged: Judged, test: Memory, k: int, scored: Scored) -> dict[str, A
     }
 
 
-def _votes(training: Memory, queries: Memory, k: int, classes: int, batch_size: int) -> np.ndarray:
+def _votes(
+    training: CandidateDatabase, queries: CandidateDatabase, k: int, classes: int, batch_size: int
+) -> np.ndarray:
     """Votes `[n, classes]` of the neighbours, summed over representations."""
     n = len(queries.ids)
     batch_size = min(batch_size, n)
@@ -142,7 +151,7 @@ def _votes(training: Memory, queries: Memory, k: int, classes: int, batch_size: 
 
 
 @partial(jax.jit, static_argnames=("k", "classes"))
-def _votes_of_batch(training: Memory, ids: jax.Array, embeddings: Any, k: int, classes: int) -> jax.Array:
+def _votes_of_batch(training: CandidateDatabase, ids: jax.Array, embeddings: Any, k: int, classes: int) -> jax.Array:
     own = ids[:, None] == training.ids[None, :]
 
     def votes(candidates: jax.Array, queries: jax.Array) -> jax.Array:

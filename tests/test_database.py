@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from protojax import database
+from protojax.candidates import CandidateDatabase
 from protojax.database import DatabaseError
-from protojax.methods.method import Memory, Method
+from protojax.methods.method import Method
 
 KEY = "a" * 64
 
@@ -42,10 +43,10 @@ def plain(inputs, ids):
     return inputs
 
 
-def some_memory(n: int = 5) -> Memory:
+def some_memory(n: int = 5) -> CandidateDatabase:
     rng = np.random.default_rng(1)
     floats = [jnp.asarray(rng.normal(size=(n, d)), jnp.float32) for d in (2, 3)]
-    return Memory(
+    return CandidateDatabase(
         jnp.arange(n, dtype=jnp.int32) + 7,
         jnp.arange(n, dtype=jnp.int32) % 2,
         {"keys": floats[0], "deep/er": {"values": floats[1]}},
@@ -139,7 +140,7 @@ def test_a_database_needs_examples():
 def test_what_is_saved_is_loaded(tmp_path, embeddings):
     memory = some_memory()
     if embeddings == "array":
-        memory = memory._replace(embeddings=memory.embeddings["keys"])
+        memory = memory.replace(embeddings=memory.embeddings["keys"])
     database.save(tmp_path / "runs" / "database", memory, KEY)
     loaded = database.load(tmp_path / "runs" / "database", KEY)
     assert jax.tree.structure(loaded) == jax.tree.structure(memory)
@@ -152,7 +153,7 @@ def test_what_is_saved_is_loaded(tmp_path, embeddings):
 def test_a_newer_database_replaces_the_older(tmp_path):
     folder = tmp_path / "database"
     database.save(folder, some_memory(5), KEY)
-    database.save(folder, some_memory(3)._replace(embeddings=jnp.ones((3, 2))), "b" * 64)
+    database.save(folder, some_memory(3).replace(embeddings=jnp.ones((3, 2))), "b" * 64)
     assert len(database.load(folder, "b" * 64).ids) == 3
     assert sorted(p.name for p in folder.iterdir()) == ["00.npy", "01.npy", "02.npy", "manifest.json"]
 
@@ -182,7 +183,7 @@ def test_files_of_others_are_not_replaced(tmp_path):
 
 
 def test_embeddings_in_other_containers_are_refused(tmp_path):
-    memory = some_memory()._replace(embeddings=[jnp.zeros((5, 2))])
+    memory = some_memory().replace(embeddings=[jnp.zeros((5, 2))])
     with pytest.raises(DatabaseError, match=r"embeddings\[0\]: .* dicts with text keys only"):
         database.save(tmp_path / "database", memory, KEY)
 

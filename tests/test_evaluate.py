@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from protojax import evaluate, figures
+from protojax.candidates import CandidateDatabase
 from protojax.evaluate import Scored
-from protojax.methods.method import Memory, Method, Prediction, Support, support_of
+from protojax.methods.method import Method, Prediction, Support, support_of
 
 
 class Source:
@@ -41,10 +42,10 @@ def predict(variables, memory, batch, width):
 METHOD = Method(unused, unused, unused, predict)
 
 
-def memory_of(n: int) -> Memory:
+def memory_of(n: int) -> CandidateDatabase:
     rng = np.random.default_rng(1)
     embeddings = jnp.asarray(rng.normal(size=(n, 3)), jnp.float32)
-    return Memory(jnp.arange(n, dtype=jnp.int32), jnp.asarray(rng.integers(0, 3, n), jnp.int32), embeddings)
+    return CandidateDatabase(jnp.arange(n, dtype=jnp.int32), jnp.asarray(rng.integers(0, 3, n), jnp.int32), embeddings)
 
 
 def plus_one(inputs, ids):

@@ -5,7 +5,8 @@ import pytest
 from flax import linen as nn
 
 from protojax import config
-from protojax.methods import Memory, encoder, protoattend
+from protojax.candidates import CandidateDatabase
+from protojax.methods import encoder, protoattend
 from protojax.methods.method import support_of
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -134,7 +135,7 @@ def test_the_share_of_the_prototypes_is_drawn_between_its_bounds():
 def test_predictions_against_float64(normalizer):
     method, variables, batch = make(normalizer)
     candidates = batch["candidates"]
-    memory = Memory(candidates["id"], candidates["label"], method.encode(variables, candidates["inputs"]))
+    memory = CandidateDatabase(candidates["id"], candidates["label"], method.encode(variables, candidates["inputs"]))
     prediction = method.predict(variables, memory, batch, 6)
     values, weights, mixture, decision = reference(variables, batch, normalizer, True)
     np.testing.assert_allclose(prediction.scores, reference_softmax(mixture @ decision), atol=1e-5)
@@ -156,7 +157,7 @@ def test_predictions_against_float64(normalizer):
 
 def test_an_example_is_never_its_own_prototype():
     method, variables, batch = make()
-    memory = Memory(batch["id"], batch["label"], method.encode(variables, batch["inputs"]))
+    memory = CandidateDatabase(batch["id"], batch["label"], method.encode(variables, batch["inputs"]))
     prediction = method.predict(variables, memory, batch, 4)
     assert not (prediction.support.ids == batch["id"][:, None]).any()
 
@@ -164,7 +165,7 @@ def test_an_example_is_never_its_own_prototype():
 def test_predictions_do_not_depend_on_the_order_of_the_candidates():
     method, variables, batch = make()
     candidates = batch["candidates"]
-    memory = Memory(candidates["id"], candidates["label"], method.encode(variables, candidates["inputs"]))
+    memory = CandidateDatabase(candidates["id"], candidates["label"], method.encode(variables, candidates["inputs"]))
     order = jnp.array([3, 1, 5, 0, 2, 4])
     shuffled = jax.tree.map(lambda x: x[order], memory)
     first, second = (method.predict(variables, m, batch, 6) for m in (memory, shuffled))
@@ -182,7 +183,7 @@ def test_the_baseline_is_its_first_term():
     loss, (_, metrics) = baseline.loss(trunk, batch, jax.random.key(0), 0)
     _, (_, expected) = method.loss(variables, batch, jax.random.key(0), 0)
     np.testing.assert_allclose(loss, expected["loss_encoder"], rtol=1e-6)
-    memory = Memory(batch["id"], batch["label"], baseline.encode(trunk, batch["inputs"]))
+    memory = CandidateDatabase(batch["id"], batch["label"], baseline.encode(trunk, batch["inputs"]))
     prediction = baseline.predict(trunk, memory, batch, 2)
     np.testing.assert_array_equal(prediction.support.size, 0)
     np.testing.assert_allclose(prediction.confidence, prediction.scores.max(-1))

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from protojax import neighbours
+from protojax.candidates import CandidateDatabase
 from protojax.evaluate import Scored
-from protojax.methods.method import Memory, Support
+from protojax.methods.method import Support
 
 
-def examples(n: int, first_id: int, seed: int, classes: int = 3) -> Memory:
+def examples(n: int, first_id: int, seed: int, classes: int = 3) -> CandidateDatabase:
     """Clusters by class in two representations, noisy enough that neighbours disagree."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, n)
@@ -18,10 +19,12 @@ def examples(n: int, first_id: int, seed: int, classes: int = 3) -> Memory:
         "keys": jnp.asarray(centres[labels] + rng.normal(size=(n, 4)), jnp.float32),
         "values": jnp.asarray(centres[labels] * 3 + rng.normal(size=(n, 4)), jnp.float32),
     }
-    return Memory(jnp.arange(first_id, first_id + n, dtype=jnp.int32), jnp.asarray(labels, jnp.int32), embeddings)
+    return CandidateDatabase(
+        jnp.arange(first_id, first_id + n, dtype=jnp.int32), jnp.asarray(labels, jnp.int32), embeddings
+    )
 
 
-def nonconformity(training: Memory, ids, embeddings, position: int, label: int, k: int) -> int:
+def nonconformity(training: CandidateDatabase, ids, embeddings, position: int, label: int, k: int) -> int:
     """a(x, j) of the paper in float64, one example at a time."""
     count = 0
     for name, candidates in training.embeddings.items():
@@ -68,7 +71,7 @@ def test_an_example_is_not_its_own_neighbour():
 
 def test_dead_embeddings_are_far_from_everything():
     training, calibration, test = examples(40, 0, 0), examples(20, 100, 1), examples(5, 200, 2)
-    training = training._replace(embeddings={name: x.at[3].set(0) for name, x in training.embeddings.items()})
+    training = training.replace(embeddings={name: x.at[3].set(0) for name, x in training.embeddings.items()})
     judged = neighbours.judge(training, calibration, test, 5, 3)
     assert np.isfinite(judged.credibility).all()
 

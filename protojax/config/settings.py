@@ -276,4 +276,16 @@ class Settings(Section):
             raise ValueError("train.candidate_count must be at least 1: protoattend decides from candidates")
         if self.method.kind == "encoder" and self.train.candidate_count:
             raise ValueError("train.candidate_count must be 0: the encoder baseline has no candidates")
+        if self.train.candidates == "support" and getattr(self.encoder, "dropout", 0.0):
+            raise ValueError(
+                "train.candidates = 'support' encodes candidates twice, and dropout would draw two different masks: "
+                "set encoder.dropout = 0, or choose 'sampled'"
+            )
+        if self.train.candidates == "retrieved" and self.data.feeding != "resident":
+            raise ValueError(
+                "train.candidates = 'retrieved' encodes the whole training split again and again, which needs "
+                "data.feeding = 'resident'"
+            )
+        if self.train.candidates != "sampled" and self.method.kind != "protoattend":
+            raise ValueError(f"train.candidates = {self.train.candidates!r} is for protoattend")
         return self

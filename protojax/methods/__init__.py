@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from protojax import networks
 from protojax.config import Settings
 from protojax.methods import encoder, protoattend
-from protojax.methods.method import Batch, Memory, Method, Prediction, Support, Variables
+from protojax.methods.method import Batch, Method, Prediction, Support, Variables
 
-__all__ = ["Batch", "Memory", "Method", "Prediction", "Support", "Variables", "build"]
+__all__ = ["Batch", "Method", "Prediction", "Support", "Variables", "build"]
 
 
 def build(settings: Settings, classes: int, axis_name: str | None = None) -> Method:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from protojax import ops
-from protojax.methods.method import SHARES, Batch, Memory, Method, Prediction, Support, Variables
+from protojax.candidates import CandidateDatabase
+from protojax.methods.method import SHARES, Batch, Method, Prediction, Support, Variables
 
 
 class Classifier(nn.Module):
@@ -60,7 +61,7 @@ def build(encoder: nn.Module, classes: int, value_size: int) -> Method:
         values, _ = network.apply(variables, inputs, train=False, method="values")
         return {"values": values}
 
-    def predict(variables: Variables, memory: Memory, batch: Batch, width: int) -> Prediction:
+    def predict(variables: Variables, memory: CandidateDatabase, batch: Batch, width: int) -> Prediction:
         logits, _ = network.apply(variables, batch["inputs"], train=False)
         scores = nn.softmax(logits)
         size = logits.shape[0]

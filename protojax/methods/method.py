@@ -17,17 +17,6 @@ SHARES = (0.5, 0.9, 0.95)
 """Shares of the total weight for which the needed number of prototypes is reported."""
 
 
-class Memory(NamedTuple):
-    """What a prediction leans on: encoded training examples."""
-
-    ids: jax.Array
-    """int32 `[candidates]`."""
-    labels: jax.Array
-    """int32 `[candidates]`."""
-    embeddings: Any
-    """What `Method.encode` made of them, a pytree of arrays `[candidates, ...]`."""
-
-
 class Support(NamedTuple):
     """The training examples that decided, heaviest first, padded to a fixed width."""
 

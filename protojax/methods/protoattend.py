@@ -19,9 +19,10 @@ from flax import linen as nn
 from jax import lax
 
 from protojax import ops
+from protojax.candidates import CandidateDatabase
 from protojax.config import ProtoAttendSettings
 from protojax.methods.encoder import Classifier
-from protojax.methods.method import SHARES, Batch, Memory, Method, Prediction, Variables, support_of
+from protojax.methods.method import SHARES, Batch, Method, Prediction, Variables, support_of
 
 ENTROPY_EPSILON = 1e-6
 """epsilon of equation 2."""
@@ -96,7 +97,7 @@ def build(encoder: nn.Module, classes: int, settings: ProtoAttendSettings, axis_
         )
         ids = from_all_devices(batch["candidates"]["id"])
         others = batch["id"][:, None] != ids[None, :] if settings.exclude_own else None
-        mixture, weights = ops.attend(
+        mixture, weights = ops.dense_attend(
             query.queries,
             from_all_devices(candidate.keys),
             from_all_devices(candidate.values),
@@ -131,11 +132,11 @@ def build(encoder: nn.Module, classes: int, settings: ProtoAttendSettings, axis_
         embeddings, _ = network.apply(variables, inputs, train=False)
         return {"keys": embeddings.keys, "values": embeddings.values}
 
-    def predict(variables: Variables, memory: Memory, batch: Batch, width: int) -> Prediction:
+    def predict(variables: Variables, memory: CandidateDatabase, batch: Batch, width: int) -> Prediction:
         query, _ = network.apply(variables, batch["inputs"], train=False)
         keys, values = memory.embeddings["keys"], memory.embeddings["values"]
         others = batch["id"][:, None] != memory.ids[None, :]
-        mixture, weights = ops.attend(query.queries, keys, values, normalizer=settings.normalizer, where=others)
+        mixture, weights = ops.dense_attend(query.queries, keys, values, normalizer=settings.normalizer, where=others)
         return Prediction(
             scores=nn.softmax(network.apply(variables, mixture, method="decide")),
             encoder_scores=nn.softmax(network.apply(variables, query.values, method="decide")),

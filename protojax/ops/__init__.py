@@ -1,6 +1,6 @@
 """Array functions: jax in, jax out; no networks, no files, no state."""
 
-from protojax.ops.attention import attend
+from protojax.ops.attention import dense_attend
 from protojax.ops.losses import cross_entropy, weight_entropy
 from protojax.ops.metrics import (
     Coverage,
@@ -17,11 +17,11 @@ __all__ = [
     "Coverage",
     "Parts",
     "accuracy",
-    "attend",
     "auroc",
     "class_mass",
     "coverage_curve",
     "cross_entropy",
+    "dense_attend",
     "expected_calibration_error",
     "fewest_for",
     "softmax",

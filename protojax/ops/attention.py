@@ -9,7 +9,7 @@ from jax import lax
 from protojax.ops import simplex
 
 
-def attend(
+def dense_attend(
     queries: jax.Array,
     keys: jax.Array,
     values: jax.Array,

@@ -23,7 +23,7 @@ def reference(queries, keys, values, normalize):
 @pytest.mark.parametrize("name", ["sparsemax", "softmax"])
 def test_equals_float64(name):
     arguments = operands()
-    outputs, weights = ops.attend(*arguments, normalizer=name)
+    outputs, weights = ops.dense_attend(*arguments, normalizer=name)
     expected = reference(*arguments, getattr(ops, name))
     np.testing.assert_allclose(outputs, expected[0], atol=1e-6)
     np.testing.assert_allclose(weights, expected[1], atol=1e-6)
@@ -32,18 +32,18 @@ def test_equals_float64(name):
 def test_masked_candidates_have_no_say():
     queries, keys, values = operands()
     mask = np.arange(20)[None, :] % 4 != np.arange(3)[:, None]
-    outputs, weights = ops.attend(queries, keys, values, where=mask)
+    outputs, weights = ops.dense_attend(queries, keys, values, where=mask)
     assert (np.asarray(weights)[~mask] == 0).all()
     for i in range(3):
-        alone, _ = ops.attend(queries[i : i + 1], keys[mask[i]], values[mask[i]])
+        alone, _ = ops.dense_attend(queries[i : i + 1], keys[mask[i]], values[mask[i]])
         np.testing.assert_allclose(outputs[i], alone[0], atol=1e-6)
 
 
 def test_bfloat16_arguments_are_computed_in_float32():
     arguments = [jnp.asarray(x, jnp.bfloat16) for x in operands()]
-    outputs, weights = ops.attend(*arguments)
+    outputs, weights = ops.dense_attend(*arguments)
     assert outputs.dtype == weights.dtype == jnp.float32
-    expected, _ = ops.attend(*(x.astype(jnp.float32) for x in arguments))
+    expected, _ = ops.dense_attend(*(x.astype(jnp.float32) for x in arguments))
     np.testing.assert_array_equal(outputs, expected)
 
 
@@ -51,14 +51,14 @@ def test_derivatives_against_finite_differences():
     arguments = operands(batch=2, candidates=6, d=4, v=3)
     rng = np.random.default_rng(1)
     directions = [rng.normal(size=x.shape).astype(np.float32) for x in arguments]
-    outputs, slope = jax.jvp(lambda *a: ops.attend(*a)[0], arguments, tuple(directions))
+    outputs, slope = jax.jvp(lambda *a: ops.dense_attend(*a)[0], arguments, tuple(directions))
     step = 1e-3
     ahead, behind = (
-        ops.attend(*(x + s * step * d for x, d in zip(arguments, directions, strict=True)))[0] for s in (1, -1)
+        ops.dense_attend(*(x + s * step * d for x, d in zip(arguments, directions, strict=True)))[0] for s in (1, -1)
     )
     np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), atol=2e-3)
     cotangent = rng.normal(size=outputs.shape).astype(np.float32)
-    pulled = jax.vjp(lambda *a: ops.attend(*a)[0], *arguments)[1](cotangent)
+    pulled = jax.vjp(lambda *a: ops.dense_attend(*a)[0], *arguments)[1](cotangent)
     inner = sum((p * d).sum() for p, d in zip(pulled, directions, strict=True))
     np.testing.assert_allclose(inner, (cotangent * slope).sum(), rtol=1e-4)
 
@@ -66,14 +66,14 @@ def test_derivatives_against_finite_differences():
 def test_bad_input():
     queries, keys, values = operands()
     with pytest.raises(ValueError, match="normalizer must be 'sparsemax' or 'softmax', got 'sparse'"):
-        ops.attend(queries, keys, values, normalizer="sparse")
+        ops.dense_attend(queries, keys, values, normalizer="sparse")
     with pytest.raises(ValueError, match=r"queries \(3, 15\) and keys \(20, 16\) differ in their last axis"):
-        ops.attend(queries[:, 1:], keys, values)
+        ops.dense_attend(queries[:, 1:], keys, values)
     with pytest.raises(ValueError, match=r"keys \(20, 16\) and values \(19, 5\) describe different numbers"):
-        ops.attend(queries, keys, values[1:])
+        ops.dense_attend(queries, keys, values[1:])
     with pytest.raises(ValueError, match=r"queries must have 2 axes, \[rows, size\], got shape \(16,\)"):
-        ops.attend(queries[0], keys, values)
+        ops.dense_attend(queries[0], keys, values)
     with pytest.raises(ValueError, match="keys must be floating, got int32"):
-        ops.attend(queries, keys.astype(np.int32), values)
+        ops.dense_attend(queries, keys.astype(np.int32), values)
     with pytest.raises(ValueError, match="row 1 .* has no candidate"):
-        ops.attend(queries, keys, values, where=np.arange(3)[:, None] != 1 + np.zeros((1, 20), int))
+        ops.dense_attend(queries, keys, values, where=np.arange(3)[:, None] != 1 + np.zeros((1, 20), int))
