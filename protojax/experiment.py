@@ -192,7 +192,7 @@ def check(settings: Settings, dataset: DataSet) -> None:
       ValueError: says which setting, and what the data have.
     """
     info, encoder = dataset.info, settings.encoder.kind
-    fitting = {"image": ("conv", "resnet"), "text": ("vdcnn",), "table": ("lstm",)}[info.kind]
+    fitting = {"image": ("conv", "resnet", "autoencoder"), "text": ("vdcnn",), "table": ("lstm",)}[info.kind]
     if encoder not in fitting:
         needed = " or ".join(fitting)
         raise ValueError(f"encoder.kind = {encoder!r} does not read {info.kind}s; {info.name} needs {needed}")
@@ -236,9 +236,10 @@ def _encode(
     quiet: bool,
 ) -> CandidateDatabase:
     indices = _candidates(settings, dataset)
-    return database.build(
+    encoded = database.build(
         method, variables, dataset.train, indices, transform, settings.evaluate.batch_size, progress=not quiet
     )
+    return method.memory(variables, encoded)
 
 
 def _width(settings: Settings, memory: CandidateDatabase) -> int:

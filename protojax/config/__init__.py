@@ -10,7 +10,9 @@ from protojax.config.reading import from_tree as from_tree
 from protojax.config.reading import load as load
 from protojax.config.reading import override as override
 from protojax.config.reading import to_tree as to_tree
+from protojax.config.settings import AttentionAutoencoderSettings as AttentionAutoencoderSettings
 from protojax.config.settings import AugmentSettings as AugmentSettings
+from protojax.config.settings import AutoencoderSettings as AutoencoderSettings
 from protojax.config.settings import ConvSettings as ConvSettings
 from protojax.config.settings import DataSettings as DataSettings
 from protojax.config.settings import EncoderBaselineSettings as EncoderBaselineSettings
@@ -22,6 +24,7 @@ from protojax.config.settings import MethodSettings as MethodSettings
 from protojax.config.settings import NumericColumn as NumericColumn
 from protojax.config.settings import OptimizerSettings as OptimizerSettings
 from protojax.config.settings import ProtoAttendSettings as ProtoAttendSettings
+from protojax.config.settings import PrototypeAutoencoderSettings as PrototypeAutoencoderSettings
 from protojax.config.settings import ResNetSettings as ResNetSettings
 from protojax.config.settings import Settings as Settings
 from protojax.config.settings import TableSettings as TableSettings

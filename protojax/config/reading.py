@@ -10,13 +10,15 @@ from typing import Any
 import pydantic
 
 from protojax.config.settings import (
+    AttentionAutoencoderSettings,
+    AutoencoderSettings,
     ConvSettings,
     EncoderBaselineSettings,
     LSTMSettings,
     NumericColumn,
     ProtoAttendSettings,
+    PrototypeAutoencoderSettings,
     ResNetSettings,
-    Section,
     Settings,
     VDCNNSettings,
 )
@@ -95,7 +97,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
 
 def _explain(error: dict[str, Any]) -> str:
     # Union branches add their tag ("resnet") to the location; it is no key of the file.
-    location = [part for part in error["loc"] if part not in _TAGS]
+    location = [part for i, part in enumerate(error["loc"]) if not (i == 1 and part in _TAGS)]
     key = ".".join(str(part) for part in location)
     if error["type"] == "extra_forbidden":
         valid = _valid_keys(error["loc"][:-1])
@@ -113,14 +115,16 @@ def _explain(error: dict[str, Any]) -> str:
     )
 
 
-_TAGS = ("conv", "resnet", "vdcnn", "lstm", "protoattend", "encoder_baseline")
+_ENCODERS = (ConvSettings, ResNetSettings, VDCNNSettings, LSTMSettings, AutoencoderSettings)
+_METHODS = (ProtoAttendSettings, EncoderBaselineSettings, PrototypeAutoencoderSettings, AttentionAutoencoderSettings)
+_TAGS = [model.model_fields["kind"].default for model in (*_ENCODERS, *_METHODS)]
 
 
 def _valid_keys(location: tuple[Any, ...]) -> list[str]:
     model: Any = Settings
     for part in location:
         if part in ("encoder", "method") and model is Settings:
-            model = {m.model_fields["kind"].default: m for m in _variants(part)}
+            model = {m.model_fields["kind"].default: m for m in (_ENCODERS if part == "encoder" else _METHODS)}
         elif isinstance(model, dict):
             model = model[part]
         elif part in getattr(model, "model_fields", {}):
@@ -128,9 +132,3 @@ def _valid_keys(location: tuple[Any, ...]) -> list[str]:
         elif model == dict[str, NumericColumn]:
             model = NumericColumn
     return list(getattr(model, "model_fields", {}))
-
-
-def _variants(section: str) -> tuple[type[Section], ...]:
-    if section == "encoder":
-        return ConvSettings, ResNetSettings, VDCNNSettings, LSTMSettings
-    return ProtoAttendSettings, EncoderBaselineSettings

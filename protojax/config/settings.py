@@ -21,6 +21,10 @@ class AugmentSettings(Section):
     """Pixels of zero padding on each side before a random crop back to the original size; 0 does not crop."""
     flip_horizontal: bool = False
     flip_vertical: bool = False
+    elastic_amplitude: NonNegativeFloat = 0.0
+    """Factor of the smoothed random field, in pixels, by which images are deformed; 0 does not (Li et al. 2018: 20)."""
+    elastic_sigma: PositiveFloat = 4.0
+    """Standard deviation, in pixels, of the Gaussian that smooths the field."""
     standardize: bool = True
     """Per-image standardisation to mean 0, standard deviation 1; also applied outside training."""
 
@@ -143,7 +147,25 @@ class LSTMSettings(Section):
     dropout: Fraction = 0.5
 
 
-EncoderSettings = Annotated[ConvSettings | ResNetSettings | VDCNNSettings | LSTMSettings, Field(discriminator="kind")]
+class AutoencoderSettings(Section):
+    """A convolutional encoder and its mirrored decoder (Li et al. 2018)."""
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    filters: tuple[PositiveInt, ...] = (32, 32, 32, 10)
+    """Filters of the 3x3 convolutions; the last are the features of the latent map."""
+    strides: tuple[PositiveInt, ...] = (2, 2, 2, 2)
+    """Strides of the convolutions; (2, 2, 2, 1) leaves 16 latent tokens of a 28x28 image instead of 4."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.filters) != len(self.strides):
+            raise ValueError(f"filters has {len(self.filters)} layers but strides has {len(self.strides)}")
+        return self
+
+
+EncoderSettings = Annotated[
+    ConvSettings | ResNetSettings | VDCNNSettings | LSTMSettings | AutoencoderSettings, Field(discriminator="kind")
+]
 
 
 class ProtoAttendSettings(Section):
@@ -174,7 +196,38 @@ class EncoderBaselineSettings(Section):
     value_size: PositiveInt = 64
 
 
-MethodSettings = Annotated[ProtoAttendSettings | EncoderBaselineSettings, Field(discriminator="kind")]
+class PrototypeAutoencoderSettings(Section):
+    """The prototype autoencoder (Li et al. 2018); the weights are those of its loss."""
+
+    kind: Literal["prototype_autoencoder"] = "prototype_autoencoder"
+    prototypes: PositiveInt = 15
+    class_weight: NonNegativeFloat = 20.0
+    reconstruction_weight: NonNegativeFloat = 1.0
+    r1_weight: NonNegativeFloat = 1.0
+    """Weight of R1: every prototype near some example."""
+    r2_weight: NonNegativeFloat = 1.0
+    """Weight of R2: every example near some prototype."""
+
+
+class AttentionAutoencoderSettings(Section):
+    """The attention autoencoder (the MNIST case study); the weights are those of its loss."""
+
+    kind: Literal["attention_autoencoder"] = "attention_autoencoder"
+    head: Literal["distances", "linear"] = "distances"
+    """What the logits are linear in: distances to learned prototypes, or the attended latent itself."""
+    prototypes: PositiveInt = 15
+    heads: PositiveInt = 1
+    """Attention heads; they divide the features of a token."""
+    class_weight: NonNegativeFloat = 20.0
+    reconstruction_weight: NonNegativeFloat = 1.0
+    attention_weight: NonNegativeFloat = 0.1
+    """Weight of the divergence of the attention from a uniform one."""
+
+
+MethodSettings = Annotated[
+    ProtoAttendSettings | EncoderBaselineSettings | PrototypeAutoencoderSettings | AttentionAutoencoderSettings,
+    Field(discriminator="kind"),
+]
 
 
 class OptimizerSettings(Section):
@@ -274,8 +327,18 @@ class Settings(Section):
     def _check(self) -> Self:
         if self.method.kind == "protoattend" and self.train.candidate_count == 0:
             raise ValueError("train.candidate_count must be at least 1: protoattend decides from candidates")
-        if self.method.kind == "encoder" and self.train.candidate_count:
-            raise ValueError("train.candidate_count must be 0: the encoder baseline has no candidates")
+        if self.method.kind != "protoattend" and self.train.candidate_count:
+            raise ValueError(f"train.candidate_count must be 0: {self.method.kind} has no candidates")
+        if (self.encoder.kind == "autoencoder") != self.method.kind.endswith("_autoencoder"):
+            raise ValueError(
+                f"method.kind = {self.method.kind!r} does not go with encoder.kind = {self.encoder.kind!r}; "
+                "prototype_autoencoder and attention_autoencoder need encoder.kind = 'autoencoder', and only they"
+            )
+        if self.method.kind == "attention_autoencoder" and self.encoder.filters[-1] % self.method.heads:
+            raise ValueError(
+                f"method.heads = {self.method.heads} does not divide the {self.encoder.filters[-1]} features of a "
+                "token (the last of encoder.filters)"
+            )
         if self.train.candidates == "support" and getattr(self.encoder, "dropout", 0.0):
             raise ValueError(
                 "train.candidates = 'support' encodes candidates twice, and dropout would draw two different masks: "

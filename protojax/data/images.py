@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from protojax.config import AugmentSettings
+from protojax.data import elastic
 
 
 def transform(
     images: jax.Array, settings: AugmentSettings, key: jax.Array | None = None, ids: jax.Array | None = None
 ) -> jax.Array:
-    """Prepares images for the encoder: crop and flip (in training), scaling to [0, 1], standardisation.
+    """Prepares images for the encoder: crop, flip and deformation (in training), scaling to [0, 1], standardisation.
 
     The randomness of an example depends on the key and its id alone, not on its place in the batch or the device.
 
@@ -27,11 +28,16 @@ def transform(
       ValueError: the inputs are not images, or ids are missing or do not fit.
     """
     _check(images)
-    if key is not None and (settings.pad_crop or settings.flip_horizontal or settings.flip_vertical):
+    moves = settings.pad_crop or settings.flip_horizontal or settings.flip_vertical
+    if key is not None and (moves or settings.elastic_amplitude):
         if ids is None or ids.shape != images.shape[:1]:
             shape = None if ids is None else ids.shape
             raise ValueError(f"augmentation needs an id for each of the {len(images)} images, got ids of shape {shape}")
-        images = _augment(images, settings, key, ids)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)
+        if moves:
+            images = _moved(images, settings, keys)
+        if settings.elastic_amplitude:
+            images = _deformed(images, settings, keys)
     scaled = images.astype(jnp.float32) / 255
     return standardize(scaled) if settings.standardize else scaled
 
@@ -75,10 +81,18 @@ def rotate(images: jax.Array, degrees: float) -> jax.Array:
     return rotated.astype(images.dtype).reshape(images.shape)
 
 
-def _augment(images: jax.Array, settings: AugmentSettings, key: jax.Array, ids: jax.Array) -> jax.Array:
+def _deformed(images: jax.Array, settings: AugmentSettings, keys: jax.Array) -> jax.Array:
+    height, width = images.shape[1:3]
+    # Another stream than that of the crop.
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+    fields = elastic.displacements(keys, height, width, settings.elastic_sigma, settings.elastic_amplitude)
+    return elastic.warp(images, fields)
+
+
+def _moved(images: jax.Array, settings: AugmentSettings, keys: jax.Array) -> jax.Array:
     """A random crop of the zero-padded image, perhaps mirrored."""
     height, width = images.shape[1:3]
-    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(ids)
+    keys = jax.vmap(jax.random.split)(keys)
     rows, rows_inside = _source(keys[:, 0], height, settings.pad_crop, settings.flip_vertical)
     columns, columns_inside = _source(keys[:, 1], width, settings.pad_crop, settings.flip_horizontal)
     # One element-wise gather: XLA fuses it with what follows, on CPU several times faster than slices or matmuls.

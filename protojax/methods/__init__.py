@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from protojax import networks
 from protojax.config import Settings
-from protojax.methods import encoder, protoattend
+from protojax.methods import attention_autoencoder, encoder, protoattend, prototype_autoencoder
 from protojax.methods.method import Batch, Method, Prediction, Support, Variables
 
 __all__ = ["Batch", "Method", "Prediction", "Support", "Variables", "build"]
@@ -24,3 +24,7 @@ def build(settings: Settings, classes: int, axis_name: str | None = None) -> Met
             return encoder.build(network, classes, settings.method.value_size)
         case "protoattend":
             return protoattend.build(network, classes, settings.method, axis_name)
+        case "prototype_autoencoder":
+            return prototype_autoencoder.build(network, classes, settings.method, axis_name)
+        case "attention_autoencoder":
+            return attention_autoencoder.build(network, classes, settings.method)

@@ -63,15 +63,25 @@ def build(encoder: nn.Module, classes: int, value_size: int) -> Method:
 
     def predict(variables: Variables, memory: CandidateDatabase, batch: Batch, width: int) -> Prediction:
         logits, _ = network.apply(variables, batch["inputs"], train=False)
-        scores = nn.softmax(logits)
-        size = logits.shape[0]
-        nothing = jnp.full((size, width), -1, jnp.int32)
-        return Prediction(
-            scores=scores,
-            encoder_scores=scores,
-            support=Support(nothing, jnp.zeros((size, width)), nothing, jnp.zeros(size, jnp.int32)),
-            confidence=scores.max(axis=-1),
-            prototypes_for=jnp.zeros((size, len(SHARES)), jnp.int32),
-        )
+        return without_support(logits, width)
 
     return Method(init, loss, encode, predict)
+
+
+def without_support(logits: jax.Array, width: int) -> Prediction:
+    """The prediction of a network that leans on no example; its confidence is its largest class score.
+
+    Args:
+      logits: `[batch, classes]`.
+      width: places of the support, all of them empty.
+    """
+    scores = nn.softmax(logits)
+    size = logits.shape[0]
+    nothing = jnp.full((size, width), -1, jnp.int32)
+    return Prediction(
+        scores=scores,
+        encoder_scores=scores,
+        support=Support(nothing, jnp.zeros((size, width)), nothing, jnp.zeros(size, jnp.int32)),
+        confidence=scores.max(axis=-1),
+        prototypes_for=jnp.zeros((size, len(SHARES)), jnp.int32),
+    )

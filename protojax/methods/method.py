@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from protojax.candidates import CandidateDatabase
+
 Batch = dict[str, Any]
 """`id` int32 `[batch]`, `inputs` `[batch, ...]`, `label` int32 `[batch]`; in training also `candidates`, a batch."""
 
@@ -59,6 +61,10 @@ class Method(NamedTuple):
     predict: Callable[..., Prediction]
     """`predict(variables, memory, batch, width)`: the prediction for `batch["inputs"]`, with `width` (static) places in
     its support; an entry of memory with the id of its query gets no weight, so training examples are judged by others.
+    """
+    memory: Callable[[Variables, CandidateDatabase], CandidateDatabase] = lambda variables, database: database
+    """`memory(variables, database)`: what predictions lean on, made of encoded training examples; they themselves where
+    a method says nothing else.
     """
 
 

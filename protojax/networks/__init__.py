@@ -9,13 +9,21 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from protojax.config import ConvSettings, EncoderSettings, LSTMSettings, ResNetSettings, VDCNNSettings
+from protojax.config import (
+    AutoencoderSettings,
+    ConvSettings,
+    EncoderSettings,
+    LSTMSettings,
+    ResNetSettings,
+    VDCNNSettings,
+)
+from protojax.networks.autoencoder import Autoencoder
 from protojax.networks.conv import ConvNet
 from protojax.networks.lstm import LSTM
 from protojax.networks.resnet import ResNet
 from protojax.networks.vdcnn import VDCNN
 
-__all__ = ["LSTM", "VDCNN", "ConvNet", "ResNet", "build"]
+__all__ = ["LSTM", "VDCNN", "Autoencoder", "ConvNet", "ResNet", "build"]
 
 
 def build(settings: EncoderSettings, dtype: DTypeLike = jnp.float32, axis_name: str | None = None) -> nn.Module:
@@ -35,6 +43,8 @@ def build(settings: EncoderSettings, dtype: DTypeLike = jnp.float32, axis_name: 
             encoder = VDCNN
         case LSTMSettings():
             encoder = LSTM
+        case AutoencoderSettings():
+            encoder = Autoencoder
         case _:
             raise ValueError(f"no encoder is built from {type(settings).__name__}")
     return encoder(**settings.model_dump(exclude={"kind"}), dtype=jnp.dtype(dtype), axis_name=axis_name)

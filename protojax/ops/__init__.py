@@ -1,6 +1,7 @@
 """Array functions: jax in, jax out; no networks, no files, no state."""
 
 from protojax.ops.attention import dense_attend
+from protojax.ops.distance import squared_euclidean
 from protojax.ops.losses import cross_entropy, weight_entropy
 from protojax.ops.metrics import (
     Coverage,
@@ -28,5 +29,6 @@ __all__ = [
     "softmax_parts",
     "sparsemax",
     "sparsemax_parts",
+    "squared_euclidean",
     "weight_entropy",
 ]

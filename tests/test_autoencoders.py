@@ -1,0 +1,212 @@
+"""The prototype autoencoder and the attention autoencoder against float64 references in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from protojax import config, methods
+from protojax.candidates import CandidateDatabase
+from protojax.methods import attention_autoencoder, prototype_autoencoder
+from protojax.networks import Autoencoder
+
+RNG = np.random.default_rng(0)
+SHAPE = (12, 12, 1)
+CLASSES = 3
+BATCH = {
+    "id": jnp.arange(7, dtype=jnp.int32),
+    "inputs": jnp.asarray(RNG.uniform(0, 1, (7, *SHAPE)), jnp.float32),
+    "label": jnp.asarray(RNG.integers(0, CLASSES, 7), jnp.int32),
+}
+SYSTEMS = {
+    "prototypes": {"kind": "prototype_autoencoder", "prototypes": 4},
+    "attention": {"kind": "attention_autoencoder", "prototypes": 4},
+    "two heads": {"kind": "attention_autoencoder", "prototypes": 4, "heads": 2},
+    "linear": {"kind": "attention_autoencoder", "head": "linear"},
+}
+
+
+def settings_of(system: str) -> config.Settings:
+    encoder = {"kind": "autoencoder", "filters": [5, 4], "strides": [2, 2]}
+    return config.from_tree({"name": "test", "encoder": encoder, "method": SYSTEMS[system]}, "test")
+
+
+def method_and_variables(system: str, spread: float = 20.0):
+    """Variables far from 0, so that every term of the loss counts."""
+    method = methods.build(settings_of(system), CLASSES)
+    variables = jax.jit(method.init)(jax.random.key(0), BATCH)
+    return method, jax.tree.map(lambda x: spread * x if x.ndim == 4 else x + 0.1, variables)
+
+
+def made_by(system: str, method, variables) -> dict[str, np.ndarray]:
+    """What the network makes of the batch, in float64."""
+    settings = settings_of(system).method
+    trunk = Autoencoder((5, 4), (2, 2))
+    if system == "prototypes":
+        network = prototype_autoencoder.Network(trunk, settings.prototypes, CLASSES)
+    else:
+        network = attention_autoencoder.Network(trunk, settings.heads, settings.head, settings.prototypes, CLASSES)
+    logits, made = network.apply(variables, BATCH["inputs"])
+    return {"logits": np.asarray(logits, np.float64)} | {k: np.asarray(v, np.float64) for k, v in made.items()}
+
+
+def cross_entropy(logits: np.ndarray) -> float:
+    top = logits.max(axis=1, keepdims=True)
+    log_sum = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
+    return (log_sum - logits[np.arange(len(logits)), np.asarray(BATCH["label"])]).mean()
+
+
+def test_every_term_of_the_prototype_autoencoder():
+    method, variables = method_and_variables("prototypes")
+    total, (_, metrics) = method.loss(variables, BATCH, jax.random.key(0), jnp.int32(0))
+    made = made_by("prototypes", method, variables)
+    z, x = made["latent"], np.asarray(BATCH["inputs"], np.float64)
+    layer = {k: np.asarray(v, np.float64) for k, v in variables["params"]["layer"].items()}
+    d = np.array([[((a - p) ** 2).sum() for p in layer["prototypes"]] for a in z])
+    np.testing.assert_allclose(made["distances"], d, rtol=1e-5)
+    np.testing.assert_allclose(made["logits"], d @ layer["weights"], rtol=1e-5)
+    expected = {
+        "loss_class": cross_entropy(d @ layer["weights"]),
+        "loss_reconstruction": ((made["reconstruction"] - x) ** 2).sum(axis=(1, 2, 3)).mean(),
+        "loss_prototypes_near_examples": d.min(axis=0).mean(),
+        "loss_examples_near_prototypes": d.min(axis=1).mean(),
+    }
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(value, rel=1e-5), name
+    assert total == pytest.approx(np.dot([20, 1, 1, 1], list(expected.values())), rel=1e-5)
+
+
+@pytest.mark.parametrize("system", ["attention", "two heads", "linear"])
+def test_every_term_of_the_attention_autoencoder(system):
+    method, variables = method_and_variables(system)
+    total, (_, metrics) = method.loss(variables, BATCH, jax.random.key(0), jnp.int32(0))
+    made = made_by(system, method, variables)
+    x, alpha = np.asarray(BATCH["inputs"], np.float64), made["attention"]
+    np.testing.assert_allclose(alpha.sum(axis=-1), 1, atol=1e-6)
+    assert np.ptp(alpha) > 0.01
+    shown = 1 / (1 + np.exp(-made["reconstruction"]))
+    expected = {
+        "loss_class": cross_entropy(made["logits"]),
+        "loss_reconstruction": -(x * np.log(shown) + (1 - x) * np.log(1 - shown)).mean(),
+        "loss_attention": (alpha * np.log(alpha * alpha.shape[-1])).sum(axis=-1).mean(),
+    }
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    assert total == pytest.approx(np.dot([20, 1, 0.1], list(expected.values())), rel=1e-5)
+
+
+def test_token_attention_is_that_of_the_formula():
+    tokens = jnp.asarray(RNG.normal(size=(2, 5, 6)), jnp.float32)
+    layer = attention_autoencoder.TokenAttention()
+    variables = layer.init(jax.random.key(1), tokens)
+    attended, alpha = layer.apply(variables, tokens)
+    weights = {k: np.asarray(v["kernel"], np.float64)[:, 0] for k, v in variables["params"].items()}
+    q, k, v = (np.asarray(tokens, np.float64) @ weights[name] for name in ("query", "key", "value"))
+    scores = np.exp(q @ k.swapaxes(1, 2) / np.sqrt(6))
+    expected = scores / scores.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(alpha[:, 0], expected, atol=1e-6)
+    np.testing.assert_allclose(attended, expected @ v, atol=1e-6)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_gradients_are_those_of_finite_differences(system):
+    method, variables = method_and_variables(system)
+
+    @jax.jit
+    def loss(variables):
+        return method.loss(variables, BATCH, jax.random.key(0), jnp.int32(0))[0]
+
+    gradient = jax.grad(loss)(variables)
+    leaves, tree = jax.tree.flatten(gradient)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        direction = [jnp.asarray(rng.normal(size=x.shape), jnp.float32) for x in leaves]
+        slope = sum(float((a * b).sum()) for a, b in zip(leaves, direction, strict=True))
+        direction, step = tree.unflatten(direction), 1e-3
+        ahead, behind = (
+            float(loss(jax.tree.map(lambda x, d, s=sign: x + s * step * d, variables, direction))) for sign in (1, -1)
+        )
+        assert (ahead - behind) / (2 * step) == pytest.approx(slope, rel=2e-2)
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (7, 9, 2)])
+@pytest.mark.parametrize("strides", [(2, 2, 2, 2), (2, 2, 2, 1)])
+def test_the_decoder_returns_to_the_shape_of_the_image(shape, strides):
+    network = Autoencoder((3, 4, 5, 10), strides)
+    images = jnp.zeros((2, *shape))
+    latent, variables = network.init_with_output(jax.random.key(0), images)
+    assert latent.shape[1:] == network.latent_shape(shape)
+    assert network.apply(variables, latent, shape).shape == images.shape
+    kernels = [x for x in jax.tree.leaves(variables) if x.ndim == 4]
+    assert np.std(np.concatenate([np.ravel(k) for k in kernels])) == pytest.approx(0.01, rel=0.1)
+    if shape[0] == 28:
+        assert latent.shape[1:] == ((2, 2, 10) if strides[-1] == 2 else (4, 4, 10))
+    with pytest.raises(ValueError, match="a latent map of images"):
+        network.apply(variables, latent[:, :, :, :3], shape)
+
+
+@pytest.mark.parametrize("size", [7, 8, 28])
+def test_decoding_is_aligned_with_encoding(size):
+    """The transposed convolution is the adjoint of the convolution with mirrored filters."""
+    network = Autoencoder((1,), (2,))
+    image = jnp.asarray(RNG.normal(size=(1, size, size, 1)), jnp.float32)
+    variables = network.init(jax.random.key(0), image)
+    kernel = jnp.asarray(RNG.normal(size=(3, 3, 1, 1)), jnp.float32)
+    variables["params"]["encode_1"]["kernel"] = kernel
+    variables["params"]["decode_1"]["kernel"] = kernel[::-1, ::-1]
+    # The bias keeps the ReLU from acting, and drops out of the derivative.
+    variables["params"]["encode_1"]["bias"] = jnp.full(1, 1e3)
+    latent, pull = jax.vjp(lambda x: network.apply(variables, x), image)
+    y = jnp.asarray(RNG.normal(size=latent.shape), jnp.float32)
+    np.testing.assert_allclose(network.apply(variables, y, (size, size, 1)), pull(y)[0], atol=1e-4)
+
+
+def test_prototypes_stand_for_their_nearest_examples():
+    prototypes = RNG.uniform(0, 1, (4, 6)).astype(np.float32)
+    latents = RNG.uniform(0, 1, (50, 6)).astype(np.float32)
+    ids = RNG.permutation(1000)[:50].astype(np.int32)
+    ids[7] = -1
+    latents[7] = prototypes[0]
+    labels = RNG.integers(0, 3, 50).astype(np.int32)
+    database = CandidateDatabase(jnp.asarray(ids), jnp.asarray(labels), {"latent": jnp.asarray(latents)})
+    memory = prototype_autoencoder.nearest_examples(jnp.asarray(prototypes), database)
+    for j, prototype in enumerate(prototypes):
+        distances = ((latents.astype(np.float64) - prototype) ** 2).sum(axis=1)
+        distances[7] = np.inf
+        order = np.argsort(distances)[: prototype_autoencoder.NEAREST]
+        np.testing.assert_array_equal(memory.embeddings["ids"][j], ids[order])
+        np.testing.assert_array_equal(memory.embeddings["labels"][j], labels[order])
+        np.testing.assert_allclose(memory.embeddings["distances"][j], distances[order], rtol=1e-5)
+    np.testing.assert_array_equal(memory.ids, memory.embeddings["ids"][:, 0])
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_prediction_has_the_form_of_every_method(system):
+    method, variables = method_and_variables(system)
+    database = CandidateDatabase(BATCH["id"], BATCH["label"], method.encode(variables, BATCH["inputs"]))
+    memory = method.memory(variables, database)
+    prediction = method.predict(variables, memory, BATCH, 3)
+    np.testing.assert_allclose(prediction.scores.sum(axis=1), 1, atol=1e-5)
+    assert prediction.support.ids.shape == (7, 3)
+    if system == "linear":
+        assert (prediction.support.size == 0).all()
+        return
+    assert (prediction.support.size == 4).all() and (prediction.support.ids >= 0).all()
+    distances = made_by(system, method, variables)["distances"]
+    shares = np.exp(-(distances - distances.min(axis=1, keepdims=True)))
+    shares /= shares.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(prediction.support.weights, -np.sort(-shares)[:, :3], atol=1e-5)
+    mass = np.stack([(shares * (np.asarray(memory.labels) == m)).sum(axis=1) for m in range(CLASSES)])
+    np.testing.assert_allclose(prediction.confidence, mass.max(axis=0), atol=1e-5)
+
+
+def test_what_does_not_fit_is_refused():
+    tree = {"name": "t", "encoder": {"kind": "conv"}, "method": {"kind": "prototype_autoencoder"}}
+    with pytest.raises(config.SettingsError, match=r"need encoder\.kind = 'autoencoder'"):
+        config.from_tree(tree, "test")
+    tree = {"name": "t", "encoder": {"kind": "autoencoder"}, "method": {"kind": "attention_autoencoder", "heads": 3}}
+    with pytest.raises(config.SettingsError, match="heads = 3 does not divide the 10 features"):
+        config.from_tree(tree, "test")
+    tree["encoder"]["strides"] = [2, 2]
+    with pytest.raises(config.SettingsError, match="filters has 4 layers but strides has 2"):
+        config.from_tree(tree, "test")
