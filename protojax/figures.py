@@ -55,7 +55,7 @@ def evaluation(folder: str | Path, results: Mapping[str, Any]) -> list[Path]:
         drawn["shift.png"] = _shift(results["shift"])
     if results.get("neighbours"):
         drawn["neighbours.png"] = _neighbours(results["neighbours"])
-    return [_save(figure, folder / name) for name, figure in drawn.items()]
+    return [save(figure, folder / name) for name, figure in drawn.items()]
 
 
 def _coverage(results: Mapping[str, Any]) -> Figure:
@@ -263,7 +263,7 @@ def grid(path: str | Path, title: str, rows: Sequence[Row]) -> Path:
         if i:
             axes.plot([_MARGIN, width - _MARGIN], [top - _ABOVE - 0.02] * 2, color="#D0D0D0", linewidth=0.6)
     axes.set(xlim=(0, width), ylim=(height, 0))
-    return _save(figure, Path(path))
+    return save(figure, Path(path))
 
 
 def _prototype(axes: Axes, cell: Cell, x: float, y: float) -> None:
@@ -290,7 +290,8 @@ def _image(axes: Axes, image: np.ndarray, x: float, y: float, color: str, linewi
     axes.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=color, linewidth=linewidth))
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Writes a figure as PNG without any display; returns the path."""
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=_DPI)
     return path

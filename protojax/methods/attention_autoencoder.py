@@ -25,7 +25,7 @@ from protojax.candidates import CandidateDatabase
 from protojax.config import AttentionAutoencoderSettings
 from protojax.methods.encoder import without_support
 from protojax.methods.method import Batch, Method, Prediction, Variables
-from protojax.methods.prototype_autoencoder import PrototypeLayer, decided, nearest_examples
+from protojax.methods.prototype_autoencoder import PrototypeLayer, decided, nearest_examples, views_of_prototypes
 
 
 class TokenAttention(nn.Module):
@@ -70,6 +70,11 @@ class Network(nn.Module):
         self.attention = TokenAttention(self.heads)
         is_linear = self.head == "linear"
         self.layer = nn.Dense(self.classes) if is_linear else PrototypeLayer(self.count, self.classes)
+
+    def decode(self, latent: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+        """Images `[n, *shape]` in [0, 1] of attended latents `[n, size]`."""
+        maps = latent.reshape(len(latent), *self.autoencoder.latent_shape(shape))
+        return nn.sigmoid(self.autoencoder(maps, shape))
 
     def __call__(self, inputs: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
         """Logits `[batch, classes]` of images; the attended latents `[batch, size]`, alpha, logits of pixels, and with
@@ -127,7 +132,24 @@ def build(autoencoder: nn.Module, classes: int, settings: AttentionAutoencoderSe
             return without_support(logits, width)
         return decided(logits, made["distances"], memory, classes, width)
 
-    return Method(init, loss, encode, predict, memory)
+    def views(variables: Variables, memory: CandidateDatabase, batch: Batch) -> dict[str, jax.Array]:
+        logits, made = network.apply(variables, batch["inputs"])
+        shape = batch["inputs"].shape[1:]
+        height, width, features = autoencoder.latent_shape(shape)
+        # What a token gets from all heads and all tokens that look at it, on average.
+        received = made["attention"].mean(axis=(1, 2))
+        shown = {
+            "reconstructions": nn.sigmoid(made["reconstruction"]),
+            "image_to_class": logits,
+            "feature_to_image": made["latent"].reshape(len(logits), -1, features).sum(axis=1).T,
+            "attention": received.reshape(-1, height, width),
+            "attention_in_image": jnp.einsum("bt,tyx->byx", received, autoencoder.footprints(shape)),
+        }
+        if settings.head == "distances":
+            shown |= views_of_prototypes(network, variables, memory, shape)
+        return shown
+
+    return Method(init, loss, encode, predict, memory, views)
 
 
 def from_uniform(alpha: jax.Array) -> jax.Array:

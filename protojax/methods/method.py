@@ -66,6 +66,10 @@ class Method(NamedTuple):
     """`memory(variables, database)`: what predictions lean on, made of encoded training examples; they themselves where
     a method says nothing else.
     """
+    views: Callable[[Variables, CandidateDatabase, Batch], dict[str, jax.Array]] | None = None
+    """`views(variables, memory, batch)`: what can be looked at beside decisions, by names that `protojax.portraits`
+    draws; None where a method has nothing of the kind.
+    """
 
 
 def support_of(weights: jax.Array, ids: jax.Array, labels: jax.Array, width: int) -> Support:

@@ -54,6 +54,11 @@ class Network(nn.Module):
     def setup(self) -> None:
         self.layer = PrototypeLayer(self.count, self.classes)
 
+    def decode(self, latent: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+        """Images `[n, *shape]` in [0, 1] of latents `[n, size]`."""
+        maps = latent.reshape(len(latent), *self.autoencoder.latent_shape(shape))
+        return nn.sigmoid(self.autoencoder(maps, shape))
+
     def __call__(self, inputs: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
         """Logits `[batch, classes]` of images; and the latents `[batch, size]`, distances, and pixels decoded."""
         maps = self.autoencoder(inputs)
@@ -108,7 +113,38 @@ def build(
         logits, made = network.apply(variables, batch["inputs"])
         return decided(logits, made["distances"], memory, classes, width)
 
-    return Method(init, loss, encode, predict, memory)
+    def views(variables: Variables, memory: CandidateDatabase, batch: Batch) -> dict[str, jax.Array]:
+        logits, made = network.apply(variables, batch["inputs"])
+        return {
+            "reconstructions": made["reconstruction"],
+            "image_to_class": logits,
+            **views_of_prototypes(network, variables, memory, batch["inputs"].shape[1:]),
+        }
+
+    return Method(init, loss, encode, predict, memory, views)
+
+
+def views_of_prototypes(
+    network: nn.Module, variables: Variables, memory: CandidateDatabase, shape: tuple[int, int, int]
+) -> dict[str, jax.Array]:
+    """The prototypes themselves, their pictures, their nearest examples and what they say of the classes.
+
+    Args:
+      network: a module with `decode`.
+      variables: its variables.
+      memory: from `nearest_examples`.
+      shape: (height, width, channels) of the images.
+    """
+    layer = variables["params"]["layer"]
+    nearest = memory.embeddings
+    return {
+        "prototypes": layer["prototypes"],
+        "prototype_pictures": network.apply(variables, layer["prototypes"], shape, method="decode"),
+        "prototype_to_class": layer["weights"],
+        "nearest_ids": nearest["ids"],
+        "nearest_labels": nearest["labels"],
+        "nearest_distances": nearest["distances"],
+    }
 
 
 def nearest_examples(prototypes: jax.Array, database: CandidateDatabase) -> CandidateDatabase:

@@ -8,6 +8,7 @@ Sizes become ceil(size / stride), as TensorFlow's padding SAME makes them; the d
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from protojax.networks.layers import check_axes
@@ -54,6 +55,25 @@ class Autoencoder(nn.Module):
         *_, last = self._sizes(shape)
         return (*last, self.filters[-1])
 
+    def footprints(self, shape: tuple[int, int, int]) -> np.ndarray:
+        """What every token of the latent map sees of an image: the share of the paths to it that start at each pixel.
+
+        Receptive fields are nearly as large as the image; paths crowd at their centres, as influence does.
+
+        Returns:
+          float64 `[h * w, height, width]`, each summing to 1.
+        """
+        rows, columns = (self._paths([size[axis] for size in self._sizes(shape)]) for axis in (0, 1))
+        return np.einsum("iy,jx->ijyx", rows, columns).reshape(-1, *shape[:2])
+
+    def _paths(self, sizes: list[int]) -> np.ndarray:
+        """Shares of paths from every place to every token along one axis, `[tokens, size]`."""
+        paths = np.eye(sizes[0])
+        for size, wanted, stride in zip(sizes, sizes[1:], self.strides, strict=True):
+            offset = np.arange(size)[None] - np.arange(wanted)[:, None] * stride + _before(size, wanted, stride)
+            paths = ((offset >= 0) & (offset < _KERNEL)) @ paths
+        return paths / paths.sum(axis=1, keepdims=True)
+
     def _sizes(self, shape: tuple[int, int, int]) -> list[tuple[int, int]]:
         sizes = [(shape[0], shape[1])]
         for stride in self.strides:
@@ -93,8 +113,12 @@ class Autoencoder(nn.Module):
         return x.astype(jnp.float32)
 
 
+def _before(size: int, wanted: int, stride: int) -> int:
+    """Padding SAME before the first of `size` places, for a convolution with `wanted` outputs."""
+    return max((wanted - 1) * stride + _KERNEL - size, 0) // 2
+
+
 def _padding(wanted: int, size: int, stride: int) -> tuple[int, int]:
     """Of the dilated input of a transposed convolution, so that it undoes the padding SAME of the convolution."""
-    before = max((size - 1) * stride + _KERNEL - wanted, 0) // 2
-    low = _KERNEL - 1 - before
+    low = _KERNEL - 1 - _before(wanted, size, stride)
     return low, wanted + _KERNEL - 2 - (size - 1) * stride - low
