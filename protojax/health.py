@@ -1,4 +1,4 @@
-"""Whether learned prototypes do their work: collapsed ones, ones that no example is near, classes that are never decided."""
+"""Whether learned prototypes do their work: some collapse, some are near no example, some classes are never decided."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -14,17 +14,18 @@ from jax.typing import DTypeLike
 from protojax.networks.layers import check_axes
 
 _KERNEL = 3
-_normal = nn.initializers.normal(0.01)
+_INITIALIZERS = {"normal": nn.initializers.normal(0.01), "he": nn.initializers.he_normal()}
 
 
 class Autoencoder(nn.Module):
-    """Encoder and mirrored decoder; weights from N(0, 0.01^2), biases 0, as in the reference.
+    """Encoder and mirrored decoder; weights from N(0, 0.01^2) as in the reference, or He-normal, biases 0.
 
     The fields are those of `protojax.config.AutoencoderSettings` and the compute dtype.
     """
 
     filters: tuple[int, ...] = (32, 32, 32, 10)
     strides: tuple[int, ...] = (2, 2, 2, 2)
+    initializer: str = "normal"
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
@@ -83,7 +84,12 @@ class Autoencoder(nn.Module):
     def _encode(self, x: jax.Array) -> jax.Array:
         for i, (filters, stride) in enumerate(zip(self.filters, self.strides, strict=True), start=1):
             layer = nn.Conv(
-                filters, (_KERNEL, _KERNEL), stride, kernel_init=_normal, dtype=self.dtype, name=f"encode_{i}"
+                filters,
+                (_KERNEL, _KERNEL),
+                stride,
+                kernel_init=_INITIALIZERS[self.initializer],
+                dtype=self.dtype,
+                name=f"encode_{i}",
             )
             x = nn.relu(layer(x))
         return x.astype(jnp.float32)
@@ -103,7 +109,7 @@ class Autoencoder(nn.Module):
                 (_KERNEL, _KERNEL),
                 (stride, stride),
                 padding=[_padding(size, n, stride) for size, n in zip(wanted, x.shape[1:3], strict=True)],
-                kernel_init=_normal,
+                kernel_init=_INITIALIZERS[self.initializer],
                 dtype=self.dtype,
                 name=f"decode_{i + 1}",
             )
