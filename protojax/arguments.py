@@ -1,6 +1,9 @@
-"""The arguments of the command line, and its help."""
+"""The arguments of the command line: their help, and what their values mean."""
 
 import argparse
+import difflib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_explain(commands)
+    _add_what_if(commands)
+    _add_database(commands)
+    _add_export(commands)
     return top
 
 
@@ -108,19 +114,14 @@ def _add_train(commands: Any) -> None:
 def _add_evaluate(commands: Any) -> None:
     example = "protojax evaluate --workdir runs/digits evaluate.neighbours=25"
     parser = _command(commands, "evaluate", "Score the whole test split anew.", example, _REOPENED)
-    parser.add_argument("--workdir", metavar="RUN", type=Path, required=True, help="run folder")
+    _add_run(parser)
 
 
 def _add_explain(commands: Any) -> None:
     example = "protojax explain --workdir runs/digits --split test --wrong"
     parser = _command(commands, "explain", "Show decisions with their prototypes.", example, _REOPENED)
-    parser.add_argument("--workdir", metavar="RUN", type=Path, required=True, help="run folder")
-    parser.add_argument(
-        "--split",
-        choices=["train", "validation", "test"],
-        default="test",
-        help="where the decisions are taken from (default: test)",
-    )
+    _add_run(parser)
+    _add_split(parser, "test", "where the decisions are taken from")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--ids", metavar="ID,ID,...", help="these examples")
     which.add_argument("--wrong", action="store_true", help="decisions that are wrong")
@@ -130,4 +131,154 @@ def _add_explain(commands: Any) -> None:
         metavar="N",
         type=int,
         help="decisions shown at most, without --ids and --least-confident (default: 20)",
+    )
+
+
+def _add_what_if(commands: Any) -> None:
+    example = (
+        "protojax what-if --workdir runs/digits --remove 17,18\n"
+        "  protojax what-if --workdir runs/digits --relabel 5=3 --split validation"
+    )
+    more = (
+        "Nothing is trained or changed. With sparsemax, only the decisions that lean on\n"
+        "an edited candidate are computed anew; the others cannot change.\n" + _REOPENED
+    )
+    help = "Show which decisions change without some candidates, or with other labels."
+    parser = _command(commands, "what-if", help, example, more)
+    _add_run(parser)
+    parser.add_argument("--remove", metavar="ID,...", help="candidates to be left out")
+    parser.add_argument(
+        "--relabel", metavar="ID=LABEL,...", help="candidates with another label: a class name, or its number"
+    )
+    _add_split(parser, "test", "where the decisions are taken from")
+    parser.add_argument("--ids", metavar="ID,...", help="the decisions on these examples alone (default: all)")
+    parser.add_argument("--count", metavar="N", type=int, default=20, help="decisions shown at most (default: 20)")
+
+
+def _add_database(commands: Any) -> None:
+    example = "protojax database remove --workdir runs/digits --ids 17,18"
+    help = "Build, describe or edit the database of a run."
+    top = _command(commands, "database", help, example, "Edits hold from then on; evaluate and explain use them.")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    start = "protojax database"
+
+    example = f"{start} build --workdir runs/digits --count 500"
+    build = _command(verbs, "build", "Encode examples into a new database.", example, _REOPENED)
+    _add_run(build)
+    _add_split(build, "train", "where the candidates are taken from")
+    build.add_argument(
+        "--count", metavar="N", type=int, help="candidates, drawn with the run's seed (default: as the run has them)"
+    )
+    build.add_argument("--overwrite", action="store_true", help="replace an edited database, whose edits are lost")
+
+    example = f"{start} info --workdir runs/digits"
+    _add_run(_command(verbs, "info", "Say what the database holds, and whether it fits.", example))
+
+    example = f"{start} remove --workdir runs/digits --ids 17,18"
+    remove = _command(verbs, "remove", "Take candidates out of the database.", example)
+    _add_run(remove)
+    remove.add_argument("--ids", metavar="ID,...", required=True, help="the candidates")
+
+    example = f"{start} relabel --workdir runs/digits --ids 5 --label 3"
+    relabel = _command(verbs, "relabel", "Give candidates another label.", example)
+    _add_run(relabel)
+    relabel.add_argument("--ids", metavar="ID,...", required=True, help="the candidates")
+    relabel.add_argument("--label", metavar="LABEL", required=True, help="class name, or its number from 0")
+
+    example = f"{start} append --workdir runs/digits --split validation"
+    append = _command(verbs, "append", "Encode further examples into the database.", example, _REOPENED)
+    _add_run(append)
+    _add_split(append, None, "where the examples are taken from")
+    append.add_argument("--ids", metavar="ID,...", help="these examples alone (default: all of the split)")
+
+
+def _add_export(commands: Any) -> None:
+    example = "protojax export --workdir runs/digits --output exported/digits"
+    more = (
+        "The folder holds the prediction as StableHLO for CPU and CUDA, the database and\n"
+        "the parameters as npy files, a description, and an example that needs jax alone.\n" + _REOPENED
+    )
+    parser = _command(commands, "export", "Write a run as an artifact that needs no protojax.", example, more)
+    _add_run(parser)
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="receives the artifact")
+    parser.add_argument("--overwrite", action="store_true", help="replace the export that the folder holds")
+
+
+def _add_run(parser: _Parser) -> None:
+    parser.add_argument("--workdir", metavar="RUN", type=Path, required=True, help="run folder")
+
+
+def _add_split(parser: _Parser, default: str | None, what: str) -> None:
+    parser.add_argument(
+        "--split",
+        choices=["train", "validation", "test"],
+        default=default,
+        required=default is None,
+        help=f"{what} (default: {default})" if default else what,
+    )
+
+
+def names(parsed: argparse.Namespace, option: str) -> list[str] | None:
+    if (text := getattr(parsed, option)) is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise ValueError(f"--{option.replace('_', '-')} {text!r}: a name is empty; separate names by single commas")
+    return names
+
+
+def numbers(parsed: argparse.Namespace, option: str) -> list[int] | None:
+    if (text := getattr(parsed, option)) is None:
+        return None
+    numbers = [number.strip() for number in text.split(",")]
+    if not all(number.isascii() and number.isdigit() for number in numbers):
+        raise ValueError(f"--{option} {text!r}: give whole numbers from 0, separated by commas, such as 3,7")
+    if repeated := [number for number in numbers if numbers.count(number) > 1]:
+        raise ValueError(f"--{option} {text!r}: {repeated[0]} stands there twice")
+    if large := [number for number in numbers if int(number) >= 2**63]:
+        raise ValueError(f"--{option} {text!r}: {large[0]} is too large")
+    return [int(number) for number in numbers]
+
+
+def check_workdir(workdir: Path) -> None:
+    # What exists of the path decides whether the rest can be made.
+    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"--workdir {workdir}: {there} is a file; give a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"--workdir {workdir}: no permission to write in {there}; give another folder")
+
+
+def size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise ValueError(f"--image-size {text!r}: give HEIGHTxWIDTH, such as 128x128")
+    return int(height), int(width)
+
+
+def relabelled(text: str | None, label_names: Sequence[str]) -> dict[int, int]:
+    """`5=3,7=cat` as new labels by id."""
+    labels: dict[int, int] = {}
+    for part in [] if text is None else text.split(","):
+        id, equals, name = part.strip().partition("=")
+        if not (id.isascii() and id.isdigit() and equals and name):
+            raise ValueError(f"--relabel {text!r}: give ID=LABEL, separated by commas, such as 5={label_names[0]}")
+        if int(id) in labels:
+            raise ValueError(f"--relabel {text!r}: {id} stands there twice")
+        labels[int(id)] = label(name, label_names, "--relabel")
+    return labels
+
+
+def label(text: str, label_names: Sequence[str], option: str) -> int:
+    """A class by its name or, where none has this name, by its number."""
+    if text in label_names:
+        return label_names.index(text)
+    if text.isascii() and text.isdigit() and int(text) < len(label_names):
+        return int(text)
+    near = difflib.get_close_matches(text, label_names, n=1, cutoff=0.0)
+    raise ValueError(
+        f"{option}: no class {text!r}; did you mean {near[0]!r}? Give a name, or a number from 0 to "
+        f"{len(label_names) - 1}"
     )

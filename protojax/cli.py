@@ -1,4 +1,4 @@
-"""The command line: `protojax prepare | train | evaluate | explain`."""
+"""The command line: `protojax prepare | train | evaluate | explain | what-if | database | export`."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from protojax.arguments import build_parser
+from protojax import arguments as values
 
 INTERRUPTED = 75
 """Exit status after SIGTERM: the state is saved and the same command resumes."""
@@ -21,22 +21,26 @@ _OF_KIND = {
 """The options of `prepare` that only some kinds of sources read, by kind."""
 
 
+_WITHOUT_SETTINGS = ("prepare", "database info", "database remove", "database relabel")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
-    parser = build_parser()
+    parser = values.build_parser()
     parsed, rest = parser.parse_known_args(arguments)
     overrides = [r for r in rest if "=" in r and not r.startswith("-")]
     if unknown := [r for r in rest if r not in overrides]:
         parser.error(f"unknown argument {' '.join(unknown)}; a setting is given as section.key=value")
-    if overrides and parsed.command == "prepare":
-        parser.error(f"prepare takes no settings, got {' '.join(overrides)}")
+    command = " ".join([parsed.command, *([parsed.verb] if "verb" in parsed else [])])
+    if overrides and command in _WITHOUT_SETTINGS:
+        parser.error(f"{command} takes no settings, got {' '.join(overrides)}")
     parsed.overrides = overrides
     # XLA and gRPC write their own diagnostics to stderr, between the lines of the progress bar.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from protojax import checkpoint, run, sharding, train
 
     try:
-        {"prepare": _prepare, "train": _train, "evaluate": _evaluate, "explain": _explain}[parsed.command](parsed)
+        _COMMANDS[parsed.command](parsed)
     except train.Interrupted as error:
         print(f"protojax: {error}", file=sys.stderr)
         return INTERRUPTED
@@ -69,11 +73,15 @@ def _prepare(parsed: argparse.Namespace) -> None:
     }
     match parsed.kind:
         case "idx":
-            done = prepare.idx(parsed.source, name=parsed.name, label_names=_names(parsed, "label_names"), **common)
+            done = prepare.idx(
+                parsed.source, name=parsed.name, label_names=values.names(parsed, "label_names"), **common
+            )
         case "image-folder":
-            done = prepare.image_folder(parsed.source, name=parsed.name, image_size=_size(parsed.image_size), **common)
+            done = prepare.image_folder(
+                parsed.source, name=parsed.name, image_size=values.size(parsed.image_size), **common
+            )
         case "csv":
-            columns = {kind: _names(parsed, kind) or () for kind in ("numeric", "categorical")}
+            columns = {kind: values.names(parsed, kind) or () for kind in ("numeric", "categorical")}
             done = prepare.table(parsed.source, name=parsed.name, label=label, **columns, **common)
         case "text":
             done = prepare.text(parsed.source, name=parsed.name, label=label, text=parsed.text or "text", **common)
@@ -89,8 +97,8 @@ def _train(parsed: argparse.Namespace) -> None:
 
     from protojax import config, experiment, run, sharding
 
-    seeds = _numbers(parsed, "seeds")
-    _check_workdir(parsed.workdir)
+    seeds = values.numbers(parsed, "seeds")
+    values.check_workdir(parsed.workdir)
     if not parsed.coordinator and (parsed.processes != 1 or parsed.process_index != 0):
         raise ValueError("--processes and --process-index need --coordinator HOST:PORT, the address of process 0")
     settings = config.load(parsed.experiment, parsed.overrides)
@@ -109,24 +117,99 @@ def _train(parsed: argparse.Namespace) -> None:
 def _evaluate(parsed: argparse.Namespace) -> None:
     from protojax import experiment
 
-    _check_workdir(parsed.workdir)
-    opened = experiment.open_run(parsed.workdir, experiment.reopened_settings(parsed.workdir, parsed.overrides))
-    _report(parsed.workdir, experiment.evaluate_run(opened))
+    values.check_workdir(parsed.workdir)
+    _report(parsed.workdir, experiment.evaluate_run(_opened(parsed)))
 
 
 def _explain(parsed: argparse.Namespace) -> None:
     from protojax import experiment
 
-    ids = _numbers(parsed, "ids")
-    _check_workdir(parsed.workdir)
+    ids = values.numbers(parsed, "ids")
+    values.check_workdir(parsed.workdir)
     if parsed.count is not None and (ids is not None or parsed.least_confident is not None):
         raise ValueError("--ids and --least-confident say how many decisions are shown; leave --count out")
     count = 20 if parsed.count is None else parsed.count
     if count < 1:
         raise ValueError(f"--count {count}: show at least 1 decision")
-    opened = experiment.open_run(parsed.workdir, experiment.reopened_settings(parsed.workdir, parsed.overrides))
+    opened = _opened(parsed, ids, parsed.least_confident)
     for path in experiment.explain_run(opened, parsed.split, ids, parsed.wrong, parsed.least_confident, count):
         print(path)
+
+
+def _what_if(parsed: argparse.Namespace) -> None:
+    from protojax import contrast, readable, run, whatif
+
+    remove, ids = values.numbers(parsed, "remove") or [], values.numbers(parsed, "ids")
+    values.check_workdir(parsed.workdir)
+    if parsed.count < 1:
+        raise ValueError(f"--count {parsed.count}: show at least 1 decision")
+    if not remove and parsed.relabel is None:
+        whatif.check(whatif.Edits((), {}))
+    edits = whatif.Edits(tuple(remove), values.relabelled(parsed.relabel, run.label_names(parsed.workdir)))
+    whatif.check(edits)
+    opened = _opened(parsed, ids)
+    answer = whatif.records(whatif.ask(opened, edits, parsed.split, ids), opened)
+    everything = readable.everything(opened.dataset)
+    files = contrast.write(parsed.workdir / "figures", answer, everything, parsed.count)
+    print("\n".join([*contrast.table(answer, parsed.count), "", *map(str, files)]))
+
+
+def _database(parsed: argparse.Namespace) -> None:
+    from protojax import curate, manifest, run
+
+    folder, ids = parsed.workdir, values.numbers(parsed, "ids") if "ids" in parsed else None
+    values.check_workdir(folder)
+    names = run.label_names(folder)
+    if parsed.verb != "build" and not (folder / "database" / manifest.NAME).exists():
+        raise ValueError(f"{folder} has no database; protojax database build --workdir {folder} encodes one")
+    match parsed.verb:
+        case "build":
+            if not parsed.overwrite:
+                curate.check_unedited(folder / "database")
+            curate.build(_encoder(parsed), parsed.split, parsed.count, parsed.overwrite)
+        case "remove":
+            curate.remove(folder, ids)
+        case "relabel":
+            curate.relabel(folder, ids, values.label(parsed.label, names, "--label"))
+        case "append":
+            curate.append(_encoder(parsed, ids), parsed.split, ids)
+    if parsed.verb == "info":
+        print("\n".join(curate.describe(_encoder(parsed))))
+        return
+    print(f"{folder / 'database'} holds {curate.summary(folder)['count']} candidates")
+    print(f"protojax evaluate --workdir {folder}    measures the run with them")
+
+
+def _export(parsed: argparse.Namespace) -> None:
+    from protojax import export
+
+    values.check_workdir(parsed.workdir)
+    export.check(parsed.output, parsed.overwrite)
+    for path in export.write(parsed.output, _opened(parsed), parsed.overwrite):
+        print(path)
+
+
+def _opened(parsed: argparse.Namespace, ids: list[int] | None = None, least_confident: int | None = None) -> Any:
+    from protojax import opened
+
+    return opened.open_run(parsed.workdir, *_data(parsed, ids, least_confident))
+
+
+def _encoder(parsed: argparse.Namespace, ids: list[int] | None = None) -> Any:
+    from protojax import opened
+
+    return opened.open_encoder(parsed.workdir, *_data(parsed, ids))
+
+
+def _data(parsed: argparse.Namespace, ids: list[int] | None = None, least_confident: int | None = None) -> Any:
+    """Settings and data of a run, after a check of what is asked of the split before anything is read or compiled."""
+    from protojax import data, explain, opened
+
+    settings = opened.reopened_settings(parsed.workdir, parsed.overrides)
+    dataset = data.load(settings.data)
+    if "split" in parsed:
+        explain.check(opened.split_of(dataset, parsed.split), ids, least_confident, f"split {parsed.split}")
+    return settings, dataset
 
 
 def _report(workdir: Path, results: dict[str, Any]) -> None:
@@ -151,42 +234,15 @@ def _flat(test: dict[str, Any]) -> list[str]:
     ]
 
 
-def _names(parsed: argparse.Namespace, option: str) -> list[str] | None:
-    if (text := getattr(parsed, option)) is None:
-        return None
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise ValueError(f"--{option.replace('_', '-')} {text!r}: a name is empty; separate names by single commas")
-    return names
-
-
-def _numbers(parsed: argparse.Namespace, option: str) -> list[int] | None:
-    if (text := getattr(parsed, option)) is None:
-        return None
-    numbers = [number.strip() for number in text.split(",")]
-    if not all(number.isascii() and number.isdigit() for number in numbers):
-        raise ValueError(f"--{option} {text!r}: give whole numbers from 0, separated by commas, such as 3,7")
-    if repeated := [number for number in numbers if numbers.count(number) > 1]:
-        raise ValueError(f"--{option} {text!r}: {repeated[0]} stands there twice")
-    return [int(number) for number in numbers]
-
-
-def _check_workdir(workdir: Path) -> None:
-    # What exists of the path decides whether the rest can be made.
-    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ValueError(f"--workdir {workdir}: {there} is a file; give a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"--workdir {workdir}: no permission to write in {there}; give another folder")
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise ValueError(f"--image-size {text!r}: give HEIGHTxWIDTH, such as 128x128")
-    return int(height), int(width)
+_COMMANDS = {
+    "prepare": _prepare,
+    "train": _train,
+    "evaluate": _evaluate,
+    "explain": _explain,
+    "what-if": _what_if,
+    "database": _database,
+    "export": _export,
+}
 
 
 if __name__ == "__main__":

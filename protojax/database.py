@@ -1,47 +1,21 @@
-"""Encoded training examples: chosen, built once, and kept on disk beside the hash of the encoder that made them."""
+"""Encoded training examples: chosen, and built, in memory or on disk."""
 
-import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pydantic
-from pydantic import Field
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from protojax import sharding
+from protojax import checkpoint, edits, manifest, sharding, storage
 from protojax.candidates import CandidateDatabase
+from protojax.manifest import DatabaseError, Manifest
 from protojax.methods.method import Batch, Method, Variables
-
-SCHEMA = "protojax.database/1"
-
-_ADVICE = "delete the folder and build the database again"
-
-
-class DatabaseError(ValueError):
-    """A database on disk is missing, damaged or stale, or cannot be written; the message names the file."""
-
-
-class _Array(pydantic.BaseModel):
-    path: Annotated[list[str], Field(min_length=1)]
-    """Place in the record `CandidateDatabase`, such as `["embeddings", "keys"]`."""
-    file: str
-    sha256: str
-    shape: list[int]
-    dtype: str
-
-
-class _Manifest(pydantic.BaseModel):
-    schema_name: str = Field(alias="schema")
-    parameters_sha256: str
-    arrays: list[_Array]
-
 
 Transform = Callable[[jax.Array, jax.Array], jax.Array]
 """`transform(inputs, ids)`: the preparation of raw inputs on the device, without augmentation."""
@@ -99,24 +73,37 @@ def over(
     Returns:
       ids int32 `[n]`, labels int32 `[n]`, and the tree of NumPy arrays `[n, ...]`.
     """
+    with tqdm(total=len(positions), desc=title, unit="example", disable=not progress) as bar:
+        return _apply(source, positions, _whole_batch(batch_size, len(positions)), function, bar)
+
+
+def _whole_batch(batch_size: int, examples: int) -> int:
+    devices = sharding.mesh().size
+    return -(-min(batch_size, examples) // devices) * devices
+
+
+def _apply(
+    source: Any, positions: np.ndarray, batch_size: int, function: Callable[[Batch], Any], bar: tqdm
+) -> tuple[np.ndarray, np.ndarray, Any]:
     n, mesh = len(positions), sharding.mesh()
-    batch_size = -(-min(batch_size, n) // mesh.size) * mesh.size
     own = np.split(np.arange(batch_size), jax.process_count())[jax.process_index()]
     parts: list[Any] = []
     ahead = None
-    with tqdm(total=n, desc=title, unit="example", disable=not progress) as bar:
-        for start in range(0, n, batch_size):
-            places = np.minimum(start + own, n - 1)
-            examples = {place: source[int(positions[place])] for place in places}
-            rows = {key: np.stack([examples[place][key] for place in places]) for key in ("id", "inputs", "label")}
-            batch = sharding.from_local(rows, mesh)
-            # Fetched one batch late, so that the device works while the host reads.
-            if ahead is not None:
-                parts.append(sharding.to_host(ahead))
-            ahead = batch["id"], batch["label"], function(batch)
-            bar.update(min(batch_size, n - start))
-        parts.append(sharding.to_host(ahead))
+    for start in range(0, n, batch_size):
+        places = np.minimum(start + own, n - 1)
+        batch = sharding.from_local(_read(source, positions[places]), mesh)
+        # Fetched one batch late, so that the device works while the host reads.
+        if ahead is not None:
+            parts.append(sharding.to_host(ahead))
+        ahead = batch["id"], batch["label"], function(batch)
+        bar.update(min(batch_size, n - start))
+    parts.append(sharding.to_host(ahead))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts)
+
+
+def _read(source: Any, positions: np.ndarray) -> dict[str, np.ndarray]:
+    examples = {position: source[int(position)] for position in positions}
+    return {key: np.stack([examples[position][key] for position in positions]) for key in ("id", "inputs", "label")}
 
 
 def build(
@@ -128,13 +115,13 @@ def build(
     batch_size: int,
     progress: bool = True,
 ) -> CandidateDatabase:
-    """Encodes the chosen training examples.
+    """Encodes examples, and keeps the database in memory.
 
     Args:
       method: the system; its `encode` is compiled once for one method, transform and batch size.
       variables: its trained variables.
-      source: the training split.
-      indices: int32 `[candidates]`, positions in it, from `choose`.
+      source: a split.
+      indices: int32 `[candidates]`, positions in it; of the training split from `choose`.
       transform: preparation of the inputs on the device.
       batch_size: examples encoded together.
       progress: shows a bar.
@@ -143,20 +130,111 @@ def build(
       The database, floating point arrays in float32, in the order of `indices`.
 
     Raises:
-      ValueError: there are no indices, or an example has a non-finite embedding.
+      ValueError: there are no indices, a negative id, or an example has a non-finite embedding.
     """
-    if len(indices) == 0:
-        raise ValueError("a database needs at least one training example, got no indices")
+    _check_examples(indices)
     encode = partial(_encode, method, transform, sharding.everywhere(variables))
-    ids, labels, embeddings = over(source, indices, batch_size, encode, "database", progress)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(embeddings):
-        broken = ~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=-1)
-        if broken.any():
-            raise ValueError(
-                f"{broken.sum()} training examples have non-finite embeddings{jax.tree_util.keystr(path)}, "
-                f"first ids {ids[broken][:10].tolist()}: the parameters or these inputs are damaged"
-            )
-    return CandidateDatabase(jnp.asarray(ids), jnp.asarray(labels), jax.tree.map(jnp.asarray, embeddings))
+    rows = over(source, indices, batch_size, encode, "database", progress)
+    _check_rows(*rows)
+    return CandidateDatabase(*jax.tree.map(jnp.asarray, rows), encoder=jnp.asarray(_encoder(variables)))
+
+
+def build_into(
+    folder: str | Path,
+    method: Method,
+    variables: Variables,
+    source: Any,
+    indices: np.ndarray,
+    transform: Transform,
+    batch_size: int,
+    progress: bool = True,
+) -> None:
+    """Encodes examples into a database on disk, shard by shard; see `build`.
+
+    Shards are written to `FOLDER.partial` as they are encoded, so that a build that was killed goes on with the next
+    one; the folder takes the place of `folder` (and of the database there) when it is whole. What an earlier build of
+    other parameters or examples left in it is deleted.
+
+    Raises:
+      DatabaseError: `folder` holds something else than a database, or embeddings that npy files do not know.
+      ValueError: as `build`.
+    """
+    folder = Path(folder)
+    _check_examples(indices)
+    n, unfinished = len(indices), folder.with_name(f"{folder.name}.partial")
+    batch_size = _whole_batch(batch_size, n)
+    placed = sharding.everywhere(variables)
+    encode = partial(_encode, method, transform, placed)
+    shapes = partial(jax.eval_shape, partial(_encode, method, transform), placed)
+    stamped = stamp(variables, np.asarray(source.ids)[indices])
+    wanted = manifest.plan(_like(shapes, source, indices, batch_size), n, checkpoint.digest(variables), stamped)
+    with sharding.together():
+        if jax.process_index() == 0:
+            manifest.check_free(folder)
+            wanted = _resume(unfinished, wanted)
+    done = int(_from_first(sum(shard.rows for shard in wanted.shards)))
+    step = manifest.rows_a_shard(wanted)
+    step -= step % batch_size if step > batch_size else 0
+    with tqdm(total=n, initial=done, desc="database", unit="example", disable=not progress) as bar:
+        for start in range(done, n, step):
+            rows = _apply(source, indices[start : start + step], batch_size, encode, bar)
+            _check_rows(*rows)
+            with sharding.together():
+                if jax.process_index() == 0:
+                    manifest.add_shard(unfinished, wanted, manifest.columns(CandidateDatabase(*rows)))
+                    manifest.write(unfinished, wanted)
+    with sharding.together():
+        if jax.process_index() == 0:
+            manifest.install(unfinished, folder)
+
+
+def load_or_build(
+    folder: str | Path,
+    method: Method,
+    variables: Variables,
+    source: Any,
+    indices: np.ndarray,
+    transform: Transform,
+    batch_size: int,
+    progress: bool = True,
+) -> CandidateDatabase:
+    """The database in `folder`, edited or not; built first where none of these variables and examples stands there.
+
+    Raises:
+      DatabaseError: it is damaged, or edited and of other variables or examples.
+      ValueError: as `build`.
+    """
+    made_from = stamp(variables, np.asarray(source.ids)[indices])
+    with sharding.together():
+        is_built = storage.is_of(folder, made_from)
+        if not is_built:
+            storage.check_unedited(folder)
+    if not is_built:
+        build_into(folder, method, variables, source, indices, transform, batch_size, progress)
+    with sharding.together():
+        return storage.load(folder, checkpoint.digest(variables))
+
+
+def stamp(variables: Variables, ids: np.ndarray) -> str:
+    """What a database is made from: a digest of the variables, and of the ids chosen, which later edits leave alone."""
+    return checkpoint.digest({"parameters": variables, "ids": np.asarray(ids)})
+
+
+def _check_examples(indices: np.ndarray) -> None:
+    if len(indices) == 0:
+        raise ValueError("a database needs at least one example, got no indices")
+    if len(np.unique(indices)) < len(indices):
+        raise ValueError("the indices of a database must differ, got some of them twice")
+
+
+def _check_rows(ids: np.ndarray, labels: np.ndarray, embeddings: Any) -> None:
+    if (ids < 0).any():
+        raise ValueError(f"ids {ids[ids < 0][:10].tolist()} are negative; the ids of examples count from 0")
+    edits.check_finite(embeddings, ids)
+
+
+def _encoder(variables: Variables) -> np.ndarray:
+    return storage.encoder_leaf(checkpoint.digest(variables))
 
 
 @partial(jax.jit, static_argnames=("method", "transform"))
@@ -165,148 +243,35 @@ def _encode(method: Method, transform: Transform, variables: Variables, batch: B
     return jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, embeddings)
 
 
-def save(folder: str | Path, memory: CandidateDatabase, parameters_sha256: str) -> None:
-    """Writes the database, one npy file an array, with a manifest of their hashes.
+def _like(shapes: Callable[[Batch], Any], source: Any, indices: np.ndarray, batch_size: int) -> CandidateDatabase:
+    """Shapes and types of a batch of rows, of which none is encoded for that."""
+    first = _read(source, indices[:1])
+    batch = {key: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for key, x in first.items()}
+    return CandidateDatabase(batch["id"], batch["label"], shapes(batch))
 
-    The files are written to a temporary folder beside `folder`, which then takes its place: a full disk or a kill
-    leaves either a whole database or none, never a mixture.
 
-    Args:
-      folder: where the database is to stand; an older one is replaced.
-      memory: the database; its embeddings are one array or (nested) dicts of arrays.
-      parameters_sha256: hash of the parameters that encoded it.
-
-    Raises:
-      DatabaseError: the embeddings are kept in other containers than dicts, or `folder` holds something else.
-    """
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
-        raise DatabaseError(f"{folder}: holds files but no database (no manifest.json); choose another folder")
-    leaves = [(["ids"], memory.ids), (["labels"], memory.labels)]
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(memory.embeddings):
-        leaves.append((["embeddings", *_names(keys)], leaf))
-    fresh, replaced = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    for leftover in (fresh, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
-    fresh.mkdir(parents=True)
+def _resume(folder: Path, wanted: Manifest) -> Manifest:
+    """The manifest of an unfinished build of the same, with its whole shards; otherwise that of a new one."""
+    manifest.check_free(folder)
     try:
-        arrays = []
-        for position, (path, leaf) in enumerate(leaves):
-            array = np.asarray(leaf)
-            # Numbered, because a key may hold characters that a file name may not.
-            file = f"{position:02d}.npy"
-            np.save(fresh / file, array, allow_pickle=False)
-            sha256 = _sha256(fresh / file)
-            arrays.append(_Array(path=path, file=file, sha256=sha256, shape=list(array.shape), dtype=array.dtype.name))
-        manifest = _Manifest(schema=SCHEMA, parameters_sha256=parameters_sha256, arrays=arrays)
-        text = manifest.model_dump_json(by_alias=True, indent=1) + "\n"
-        (fresh / "manifest.json").write_text(text, encoding="utf-8")
-        if folder.exists():
-            os.replace(folder, replaced)
-        os.replace(fresh, folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def is_of(folder: str | Path, parameters_sha256: str) -> bool:
-    """Whether a database made by these parameters stands in `folder`.
-
-    Raises:
-      DatabaseError: one stands there, but its manifest is damaged.
-    """
-    folder = Path(folder)
-    return (folder / "manifest.json").exists() and _manifest(folder).parameters_sha256 == parameters_sha256
-
-
-def load(folder: str | Path, parameters_sha256: str) -> CandidateDatabase:
-    """Reads a database that `save` wrote, after checking every byte of it.
-
-    Args:
-      folder: where it stands.
-      parameters_sha256: hash of the parameters that are to use it.
-
-    Raises:
-      DatabaseError: the database is missing, damaged, made by other parameters, or names a file outside its folder;
-        the message names the file.
-    """
-    folder = Path(folder)
-    path, manifest = folder / "manifest.json", _manifest(folder)
-    if manifest.parameters_sha256 != parameters_sha256:
-        raise DatabaseError(
-            f"{path}: stale: encoded by parameters {manifest.parameters_sha256[:12]}..., "
-            f"but these are {parameters_sha256[:12]}...; {_ADVICE}"
-        )
-    tree: dict[str, Any] = {}
-    for entry in manifest.arrays:
-        _put(tree, entry.path, jnp.asarray(_read(folder, entry)), path)
-    if set(tree) != {"ids", "labels", "embeddings"}:
-        raise DatabaseError(f"{path}: holds {sorted(tree)}, not ids, labels and embeddings; {_ADVICE}")
-    rows = {leaf.shape[:1] for leaf in jax.tree.leaves(tree)}
-    if len(rows) != 1:
-        raise DatabaseError(f"{path}: arrays of different lengths {sorted(rows)}; {_ADVICE}")
-    return CandidateDatabase(**tree)
-
-
-def _manifest(folder: Path) -> _Manifest:
-    path = folder / "manifest.json"
-    try:
-        manifest = _Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise DatabaseError(f"{path}: no database here; build one first") from None
-    except pydantic.ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        raise DatabaseError(
-            f"{path}: damaged manifest ({f'{place}: ' if place else ''}{problem['msg']}); {_ADVICE}"
-        ) from None
-    if manifest.schema_name != SCHEMA:
-        raise DatabaseError(f"{path}: schema {manifest.schema_name!r}, but this version reads {SCHEMA!r}; {_ADVICE}")
-    return manifest
-
-
-def _put(tree: dict[str, Any], path: list[str], array: jax.Array, manifest: Path) -> None:
-    *parents, last = path
-    for key in parents:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
+        found = manifest.read(folder)
+    except DatabaseError:
+        found = None
+    if found is None or found.model_copy(update={"shards": []}) != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        manifest.write(folder, wanted)
+        return wanted
+    stored = storage.Shards(folder, found)
+    for position in range(len(stored)):
+        try:
+            stored[position]
+        except DatabaseError:
+            del found.shards[position:]
             break
-    if not isinstance(tree, dict) or last in tree:
-        raise DatabaseError(f"{manifest}: two arrays at {'.'.join(path)}; {_ADVICE}")
-    tree[last] = array
+    return found
 
 
-def _read(folder: Path, entry: _Array) -> np.ndarray:
-    file = folder / entry.file
-    # Resolving sees through "..", absolute paths and links.
-    if file.resolve().parent != folder.resolve():
-        raise DatabaseError(f"{folder / 'manifest.json'}: names a file outside its folder: {entry.file!r}; {_ADVICE}")
-    if not file.is_file():
-        raise DatabaseError(f"{file}: missing; {_ADVICE}")
-    if _sha256(file) != entry.sha256:
-        raise DatabaseError(f"{file}: damaged: its content is not what manifest.json says; {_ADVICE}")
-    try:
-        array = np.load(file, allow_pickle=False)
-    except ValueError as error:
-        raise DatabaseError(f"{file}: not an array of numbers ({error}); {_ADVICE}") from None
-    if list(array.shape) != entry.shape or array.dtype.name != entry.dtype:
-        raise DatabaseError(
-            f"{file}: holds {array.dtype.name} {list(array.shape)}, "
-            f"but manifest.json says {entry.dtype} {entry.shape}; {_ADVICE}"
-        )
-    return array
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _names(keys: tuple[Any, ...]) -> list[str]:
-    for key in keys:
-        if not isinstance(key, jax.tree_util.DictKey) or not isinstance(key.key, str):
-            raise DatabaseError(
-                f"embeddings{jax.tree_util.keystr(keys)}: a database on disk keeps dicts with text keys only; "
-                "return such dicts from encode"
-            )
-    return [key.key for key in keys]
+def _from_first(number: int) -> Any:
+    """The number that process 0 has."""
+    return multihost_utils.broadcast_one_to_all(np.int32(number)) if jax.process_count() > 1 else number

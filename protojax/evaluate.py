@@ -127,7 +127,7 @@ def results(scored: Scored, label_names: tuple[str, ...]) -> dict[str, Any]:
     Returns:
       `examples`, `accuracy`, `prototypes_for` (medians), `support` (how many candidates got a weight), `confidence`,
       `ece` (expected calibration error of the maximal class score), `auc` (None unless there are two classes),
-      `coverage_curve` and `reliability`.
+      `coverage_curve`, `reliability` and `confusion` (`[true class][class decided]` counts).
 
     Raises:
       ValueError: the labels or scores do not fit the label names.
@@ -170,7 +170,13 @@ def results(scored: Scored, label_names: tuple[str, ...]) -> dict[str, Any]:
             scored.confidence, scored.correct, scored.scores[:, 1] if binary else None, positive if binary else None
         ),
         "reliability": reliability,
+        "confusion": confusion(scored.labels, scored.predicted, classes).tolist(),
     }
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Counts int `[true class, class decided]` of labels and decisions, each `[n]`."""
+    return np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def coverage(

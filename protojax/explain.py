@@ -1,13 +1,13 @@
 """Decisions with the training examples that made them: as records, as pictures, as tables to read."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from protojax import figures, tables
+from protojax import figures, readable, tables
 from protojax.evaluate import Scored, number
 
 SCHEMA = "protojax.explanation/1"
@@ -15,6 +15,8 @@ WRONG_LABELS_SCHEMA = "protojax.wrong_labels/1"
 
 ROWS_A_PICTURE = 12
 PROTOTYPES_A_ROW = 8
+
+_CANDIDATES = "the examples that prototypes come from"
 
 
 def select(
@@ -43,24 +45,31 @@ def select(
     if ids is not None:
         if wrong or least_confident is not None:
             raise ValueError("ids already name the decisions; leave out --wrong and --least-confident")
-        return _places(scored.ids, np.asarray(ids, dtype=np.int64), "the scored split")
+        return readable.places(scored.ids, ids, "the scored split")
     pool = np.flatnonzero(~scored.correct) if wrong else np.arange(len(scored.ids))
     if least_confident is not None:
-        if not 1 <= least_confident <= len(pool):
-            what = "wrong decisions" if wrong else "examples"
-            raise ValueError(
-                f"{least_confident} least confident were asked for among {len(pool)} {what}"
-                + (f"; ask for 1 to {len(pool)}" if len(pool) else "")
-            )
+        _check_count(least_confident, len(pool), "wrong decisions" if wrong else "examples")
         return pool[np.argsort(scored.confidence[pool], kind="stable")][:least_confident]
     return pool[:count]
+
+
+def check(source: Any, ids: Sequence[int] | None, least_confident: int | None, where: str) -> None:
+    """Refuses what `select` could not find in a split, before the split is scored.
+
+    Raises:
+      ValueError: an id does not occur, or more of lowest confidence are wanted than there are.
+    """
+    if ids is not None:
+        readable.places(source.ids, ids, where)
+    if least_confident is not None:
+        _check_count(least_confident, len(source), "examples")
 
 
 def records(
     scored: Scored,
     positions: np.ndarray,
     source: Any,
-    train_source: Any,
+    candidates: Any,
     label_names: Sequence[str],
     split: str = "test",
 ) -> dict[str, Any]:
@@ -70,7 +79,7 @@ def records(
       scored: a scored split.
       positions: positions in it, from `select`.
       source: the split, for what a person reads of it.
-      train_source: the training split, where the prototypes come from.
+      candidates: the examples that prototypes come from: the training split, or all splits.
       label_names: names of the classes; labels are positions in this list.
       split: name of the split.
 
@@ -99,8 +108,8 @@ def records(
             }
         )
     prototypes = [prototype for decision in decisions for prototype in decision["prototypes"]]
-    _add_inputs(decisions, source, f"split {split}")
-    _add_inputs(prototypes, train_source, "the training split")
+    readable.add_inputs(decisions, source, f"split {split}")
+    readable.add_inputs(prototypes, candidates, _CANDIDATES)
     return {"schema": SCHEMA, "label_names": list(label_names), "decisions": decisions}
 
 
@@ -162,7 +171,7 @@ def write(
     scored: Scored,
     positions: np.ndarray,
     source: Any,
-    train_source: Any,
+    candidates: Any,
     label_names: Sequence[str],
     split: str = "test",
 ) -> list[Path]:
@@ -178,7 +187,7 @@ def write(
       scored: a scored split.
       positions: positions in it, from `select`.
       source: the split.
-      train_source: the training split.
+      candidates: the examples that prototypes come from.
       label_names: names of the classes.
       split: name of the split.
 
@@ -190,41 +199,27 @@ def write(
     for old in (*folder.glob("explanations*"), *folder.glob("wrong_labels*")):
         if old.suffix in (".png", ".md"):
             old.unlink()
-    chosen = records(scored, positions, source, train_source, label_names, split)
+    chosen = records(scored, positions, source, candidates, label_names, split)
     mistaken = wrong_label_prototypes(scored, label_names, split)
     files = [_write_json(folder / "explanations.json", chosen), _write_json(folder / "wrong_labels.json", mistaken)]
     worst = select(scored, [decision["id"] for decision in mistaken["decisions"][:ROWS_A_PICTURE]])
-    mistaken = records(scored, worst, source, train_source, label_names, split)
+    mistaken = records(scored, worst, source, candidates, label_names, split)
     titles = {
         "explanations": (f"Decisions on the {split} split and the training examples that made them", chosen),
         "wrong_labels": (f"Prototypes with a wrong label: where they weigh most on the {split} split", mistaken),
     }
     for name, (title, explained) in titles.items():
-        if _has_images(source):
-            files += _pictures(folder, name, title, explained, source, train_source)
+        if readable.has_images(source):
+            files += _pictures(folder, name, title, explained, source, candidates)
         else:
             files.append(tables.write(folder / f"{name}.md", title, explained))
     return files
 
 
-def _places(ids: np.ndarray, wanted: np.ndarray, where: str) -> np.ndarray:
-    """Positions of ids.
-
-    Raises:
-      ValueError: one does not occur; the message names it, the nearest and the range.
-    """
-    order = np.argsort(ids, kind="stable")
-    ordered = ids[order]
-    places = np.clip(np.searchsorted(ordered, wanted), 0, len(ids) - 1)
-    unknown = ordered[places] != wanted
-    if unknown.any():
-        first = int(wanted[np.argmax(unknown)])
-        nearest = int(ids[np.argmin(np.abs(ids.astype(np.int64) - first))])
-        raise ValueError(
-            f"id {first} is not in {where}, which holds {len(ids)} ids from {ordered[0]} to {ordered[-1]}; "
-            f"the nearest is {nearest}"
-        )
-    return order[places]
+def _check_count(wanted: int, there: int, what: str) -> None:
+    if not 1 <= wanted <= there:
+        advice = f"; ask for 1 to {there}" if there else ""
+        raise ValueError(f"{wanted} least confident were asked for among {there} {what}{advice}")
 
 
 def _prototypes(scored: Scored, position: int) -> list[dict[str, Any]]:
@@ -240,38 +235,13 @@ def _prototypes(scored: Scored, position: int) -> list[dict[str, Any]]:
     ]
 
 
-def _shown(source: Any, ids: Sequence[int], where: str) -> list[Any]:
-    """What a person sees of the examples with these ids."""
-    return [source.show(int(place)) for place in _places(source.ids, np.asarray(ids, dtype=np.int64), where)]
-
-
-def _add_inputs(examples: Sequence[dict[str, Any]], source: Any, where: str) -> None:
-    """Writes texts and rows into the records of their examples; images are found by their ids."""
-    places = _places(source.ids, np.asarray([example["id"] for example in examples], dtype=np.int64), where)
-    if _has_images(source):
-        return
-    for example, place in zip(examples, places, strict=True):
-        shown = source.show(int(place))
-        is_row = isinstance(shown, Mapping)
-        example["input"] = {name: _plain(value) for name, value in shown.items()} if is_row else shown
-
-
-def _has_images(source: Any) -> bool:
-    return isinstance(source.show(0), np.ndarray)
-
-
-def _plain(value: Any) -> Any:
-    value = value.item() if isinstance(value, np.generic) else value
-    return number(value) if isinstance(value, float) else value
-
-
 def _write_json(path: Path, tree: dict[str, Any]) -> Path:
     path.write_text(json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     return path
 
 
 def _pictures(
-    folder: Path, name: str, title: str, explained: dict[str, Any], source: Any, train_source: Any
+    folder: Path, name: str, title: str, explained: dict[str, Any], source: Any, candidates: Any
 ) -> list[Path]:
     """Grids of the decisions, a dozen a picture."""
     decisions, names = explained["decisions"], explained["label_names"]
@@ -280,13 +250,12 @@ def _pictures(
         rows = []
         for decision in decisions[start : start + ROWS_A_PICTURE]:
             prototypes = decision["prototypes"][:PROTOTYPES_A_ROW]
+            images = readable.shown(candidates, [p["id"] for p in prototypes], _CANDIDATES)
             cells = [
                 figures.Cell(image, tables.weight(p), tables.label(p, names), p["id"], p["wrong_label"])
-                for p, image in zip(
-                    prototypes, _shown(train_source, [p["id"] for p in prototypes], "the training split"), strict=True
-                )
+                for p, image in zip(prototypes, images, strict=True)
             ]
-            query = _shown(source, [decision["id"]], f"split {decision['split']}")[0]
+            query = readable.shown(source, [decision["id"]], f"split {decision['split']}")[0]
             note = tables.remainder(decision, prototypes)
             rows.append(figures.Row(query, tables.summary(decision, names), cells, note))
         suffix = "" if page == 1 else f"-{page}"

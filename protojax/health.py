@@ -11,13 +11,13 @@ SAME_PICTURE = 0.01
 """Mean absolute difference of pixels in [0, 1] under which two decoded prototypes are the same picture."""
 
 
-def examine(views: Mapping[str, np.ndarray], typical: float, decided: np.ndarray, classes: int) -> dict[str, Any]:
+def examine(views: Mapping[str, np.ndarray], decided: np.ndarray, classes: int) -> dict[str, Any]:
     """Counts what is wrong with prototypes.
 
     Args:
       views: what `Method.views` returned: `prototypes` `[p, size]`, their `prototype_pictures` `[p, ...]`, and
-        `nearest_distances` and `nearest_labels` `[p, k]`.
-      typical: the squared distance from an example to the prototype nearest to it, median of the training examples.
+        `nearest_distances` and `nearest_labels` `[p, k]`, and the `typical_distance` `[p]` of an example from the
+        prototype nearest to it.
       decided: int `[n]`, the classes decided on the test split.
       classes: number of classes.
 
@@ -32,7 +32,7 @@ def examine(views: Mapping[str, np.ndarray], typical: float, decided: np.ndarray
     unlike = np.abs(pictures[first] - pictures[second]).mean(axis=1)
     collapsed = apart <= COLLAPSED * apart.mean() if len(apart) else np.zeros(0, bool)
     same = unlike <= SAME_PICTURE
-    far = np.asarray(views["nearest_distances"])[:, 0] > typical
+    far = np.asarray(views["nearest_distances"])[:, 0] > np.asarray(views["typical_distance"])
     labels = np.asarray(views["nearest_labels"])[:, 0]
     return {
         "prototypes": len(prototypes),

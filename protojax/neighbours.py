@@ -46,8 +46,8 @@ def split(examples: CandidateDatabase, count: int, seed: int) -> tuple[Candidate
     if not 1 <= count < n:
         raise ValueError(f"{count} of {n} held-out examples were asked for calibration: choose 1 to {n - 1}")
     chosen = np.isin(np.arange(n), database.choose(n, count, seed))
-    calibration, others = (jax.tree.map(lambda x, m=mask: x[np.flatnonzero(m)], examples) for mask in (chosen, ~chosen))
-    return calibration, others
+    ids = np.asarray(examples.ids)
+    return examples.remove(ids[~chosen]).compact(), examples.remove(ids[chosen]).compact()
 
 
 def judge(
@@ -75,11 +75,13 @@ def judge(
       ValueError: `training` has fewer than k examples, there is nothing to calibrate or judge with, or a test example
         is among the calibration examples.
     """
-    n = len(training.ids)
+    n = int(training.count)
     if not 1 <= k <= n:
         raise ValueError(f"evaluate.neighbours = {k}, but the database holds {n} candidates: choose 1 to {n}")
-    if len(calibration.ids) == 0 or len(test.ids) == 0:
-        raise ValueError(f"got {len(calibration.ids)} calibration and {len(test.ids)} test examples: give both")
+    if calibration.count == 0 or len(test.ids) == 0:
+        raise ValueError(f"got {calibration.count} calibration and {len(test.ids)} test examples: give both")
+    # An empty place is nobody's neighbour.
+    training, calibration = training.compact(), calibration.compact()
     shared = np.intersect1d(calibration.ids, test.ids)
     if len(shared):
         raise ValueError(f"{len(shared)} test examples are also calibration examples, first ids {shared[:10].tolist()}")

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,22 @@ def read(folder: Path) -> Settings:
     Raises:
       RunError: the folder holds no run, or its record is damaged.
     """
+    return _recorded(folder, lambda tree, record: config.from_tree(tree["settings"], record))
+
+
+def label_names(folder: Path) -> tuple[str, ...]:
+    """The names of the classes of a run, without its data.
+
+    Raises:
+      RunError: as `read`.
+    """
+    return _recorded(folder, lambda tree, record: tuple(tree["data"]["label_names"]))
+
+
+def _recorded(folder: Path, take: Callable[[Any, str], Any]) -> Any:
     record = folder / "run.json"
     try:
-        tree = json.loads(record.read_text(encoding="utf-8"))
-        return config.from_tree(tree["settings"], str(record))
+        return take(json.loads(record.read_text(encoding="utf-8")), str(record))
     except FileNotFoundError:
         raise RunError(f"{folder} is no run folder: it has no run.json; train one with protojax train") from None
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:

@@ -11,11 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh
 
-from protojax import methods, optimizer, parallel, sharding
+from protojax import methods, optimizer, parallel, retrieval, sharding
 from protojax.config import Settings
 from protojax.data import DataSet, images, noise, resident, sampling, streamed
 from protojax.methods import Batch, Method, Variables
+
+KEYS = "retrieved_keys"
+"""Where a state keeps the keys of the training split."""
 
 
 class TrainState(NamedTuple):
@@ -25,7 +29,9 @@ class TrainState(NamedTuple):
     """int32: steps done, which is also the position in the data."""
     params: Any
     statistics: Variables
-    """Collections that the network updates itself, such as `batch_stats`."""
+    """Collections that the network updates itself, such as `batch_stats`. With `train.candidates = "retrieved"` also
+    `KEYS`, float32 `[examples, key_size]`: those of the training split since the last refresh, which together with the
+    step determine every further batch."""
     opt_state: optax.OptState
     bad_in_row: jax.Array
     """int32: steps since the last one with a finite loss and gradient."""
@@ -35,7 +41,7 @@ class TrainState(NamedTuple):
     @property
     def variables(self) -> Variables:
         """The variables that the functions of a method take."""
-        return {"params": self.params, **self.statistics}
+        return {"params": self.params, **{k: v for k, v in self.statistics.items() if k != KEYS}}
 
 
 def create(method: Method, transform: optax.GradientTransformation, key: jax.Array, batch: Batch) -> TrainState:
@@ -69,7 +75,7 @@ def train_step(
     step_key = jax.random.fold_in(key, state.step)
 
     def objective(params: Any) -> tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]:
-        return method.loss({"params": params, **state.statistics}, batch, step_key, state.step)
+        return method.loss({**state.variables, "params": params}, batch, step_key, state.step)
 
     (loss, (statistics, metrics)), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
     metrics = {"loss": loss, **metrics}
@@ -129,7 +135,10 @@ def fresh(settings: Settings, dataset: DataSet) -> TrainState:
         batch["inputs"] = images.transform(batch["inputs"], settings.data.augment)
     method = methods.build(settings, len(info.label_names))
     transform = optimizer.build(settings.optimizer, settings.train.steps)
-    return create(method._replace(init=jax.jit(method.init)), transform, _keys(settings)[0], batch)
+    state = create(method._replace(init=jax.jit(method.init)), transform, _keys(settings)[0], batch)
+    if settings.train.candidates == "retrieved":
+        state.statistics[KEYS] = retrieval.blank_keys(len(dataset.train), settings)
+    return state
 
 
 def _keys(settings: Settings) -> jax.Array:
@@ -148,6 +157,9 @@ class Loop(NamedTuple):
     data: Callable[[int], Generator[Any, None, None]]
     """What `dispatch` reads, from a step on; to be closed."""
     devices: parallel.Parallel
+    refresh: Callable[[Any, Any], tuple[Any, dict[str, float]]] | None
+    """`(state, data)` -> the state with fresh keys, and what the old ones had come to; to be called before every
+    `train.refresh_every`-th step, from the first on. None where nothing needs refreshing."""
 
 
 def compile(settings: Settings, dataset: DataSet) -> Loop:
@@ -157,8 +169,9 @@ def compile(settings: Settings, dataset: DataSet) -> Loop:
       ValueError: the settings do not fit the data or the devices.
     """
     train, info = settings.train, dataset.info
-    devices = parallel.choose(train, sharding.mesh())
-    method = methods.build(settings, len(info.label_names), devices.axis_name)
+    mesh = sharding.mesh()
+    devices = parallel.choose(train, mesh)
+    method = methods.build(settings, len(info.label_names), devices.axis_name, mesh.size)
     transform = optimizer.build(settings.optimizer, train.steps)
     sampler = sampler_of(settings, dataset)
     _, feed_key, step_key = _keys(settings)
@@ -166,23 +179,34 @@ def compile(settings: Settings, dataset: DataSet) -> Loop:
     # XLA on CPU runs convolutions inside a loop about 20 times slower (jax 0.10 to 0.12), and calls cost it nothing.
     steps = 1 if jax.default_backend() == "cpu" else train.steps_per_dispatch
 
+    retriever = None
+    if train.candidates == "retrieved":
+        plain = partial(images.transform, settings=settings.data.augment) if info.kind == "image" else lambda x: x
+        retriever = retrieval.build(method, settings, len(dataset.train), plain, mesh)
+
+    def prepared(batch: Batch, step: jax.Array) -> Batch:
+        batch_key = jax.random.fold_in(feed_key, step)
+        return prepare(batch, batch_key, settings=settings, classes=len(info.label_names), kind=info.kind)
+
     def one_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        batch_key = jax.random.fold_in(feed_key, state.step)
-        batch = prepare(batch, batch_key, settings=settings, classes=len(info.label_names), kind=info.kind)
+        batch = prepared(batch, state.step)
         return train_step(state, batch, method=method, transform=transform, key=step_key, axis_name=devices.axis_name)
 
-    def drawn(arrays: Any, step: jax.Array) -> Batch:
-        def take(indices: jax.Array) -> Batch:
-            return devices.own_batch(resident.take(arrays, devices.own_indices(indices)))
+    def take(arrays: Any, indices: jax.Array) -> Batch:
+        return devices.own_batch(resident.take(arrays, devices.own_indices(indices)))
 
-        batch = take(sampling.batch_indices(sampler, step))
-        if sampler.candidate_count:
-            batch["candidates"] = take(sampling.candidate_indices(sampler, step))
+    def drawn(state: TrainState, arrays: Any) -> Batch:
+        batch = take(arrays, sampling.batch_indices(sampler, state.step))
+        if retriever is not None:
+            chosen = retriever.choose(state.variables, state.statistics[KEYS], arrays, prepared(batch, state.step))
+            batch["candidates"] = take(arrays, chosen)
+        elif sampler.candidate_count:
+            batch["candidates"] = take(arrays, sampling.candidate_indices(sampler, state.step))
         return batch
 
     def dispatch(state: TrainState, data: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         def body(state: TrainState, batch: Batch | None) -> tuple[TrainState, dict[str, jax.Array]]:
-            return one_step(state, drawn(data, state.step) if is_resident else batch)
+            return one_step(state, drawn(state, data) if is_resident else batch)
 
         batches = None if is_resident else data
         if steps > 1:
@@ -190,17 +214,55 @@ def compile(settings: Settings, dataset: DataSet) -> Loop:
         state, metrics = body(state, jax.tree.map(lambda x: x[0], batches))
         return state, jax.tree.map(lambda x: x[None], metrics)
 
-    def resident_data(step: int) -> Generator[Any, None, None]:
-        yield from itertools.repeat(devices.place_arrays(resident.load(dataset.train, jax.process_index() == 0)))
+    def queries(state: TrainState, arrays: Any) -> Batch:
+        return prepared(take(arrays, sampling.batch_indices(sampler, state.step)), state.step)
 
-    def streamed_data(step: int) -> Generator[Any, None, None]:
-        data = settings.data
-        source = streamed.batches(
-            dataset.train, sampler, start=step, stop=train.steps, workers=data.workers, prefetch=data.prefetch
-        )
-        with contextlib.closing(source):
-            while batches := list(itertools.islice(source, steps)):
-                yield devices.place_batches(jax.tree.map(lambda *x: np.stack(x), *batches))
+    feed = _resident if is_resident else partial(_streamed, sampler=sampler, steps=steps)
+    return Loop(
+        method,
+        steps,
+        devices.compile(dispatch, is_resident),
+        partial(feed, settings, dataset, devices),
+        devices,
+        None if retriever is None else _refresher(retriever, queries, mesh),
+    )
 
-    data = resident_data if is_resident else streamed_data
-    return Loop(method, steps, devices.compile(dispatch, is_resident), data, devices)
+
+def _resident(
+    settings: Settings, dataset: DataSet, devices: parallel.Parallel, step: int
+) -> Generator[Any, None, None]:
+    yield from itertools.repeat(devices.place_arrays(resident.load(dataset.train, jax.process_index() == 0)))
+
+
+def _streamed(
+    settings: Settings,
+    dataset: DataSet,
+    devices: parallel.Parallel,
+    step: int,
+    *,
+    sampler: sampling.Sampler,
+    steps: int,
+) -> Generator[Any, None, None]:
+    data, stop = settings.data, settings.train.steps
+    source = streamed.batches(
+        dataset.train, sampler, start=step, stop=stop, workers=data.workers, prefetch=data.prefetch
+    )
+    with contextlib.closing(source):
+        while batches := list(itertools.islice(source, steps)):
+            yield devices.place_batches(jax.tree.map(lambda *x: np.stack(x), *batches))
+
+
+def _refresher(
+    retriever: retrieval.Retriever, queries: Callable[[TrainState, Any], Batch], mesh: Mesh
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, float]]]:
+    @partial(jax.jit, out_shardings=sharding.replicated(mesh))
+    def recall(state: TrainState, fresh: jax.Array, arrays: Any) -> jax.Array:
+        return retriever.recall(state.variables, state.statistics[KEYS], fresh, arrays, queries(state, arrays))
+
+    def refresh(state: TrainState, arrays: Any) -> tuple[TrainState, dict[str, float]]:
+        fresh = retriever.refresh(state.variables, arrays)
+        # The first keys of a run replace none.
+        measured = {"retrieval_recall": float(recall(state, fresh, arrays))} if state.step > 0 else {}
+        return state._replace(statistics={**state.statistics, KEYS: fresh}), measured
+
+    return refresh

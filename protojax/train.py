@@ -30,6 +30,8 @@ class Interrupted(RuntimeError):
 class Trained(NamedTuple):
     """The end of a run."""
 
+    method: Method
+    """The method as it was trained, whose compiled functions serve further."""
     state: TrainState
     steps_run: int
     """Steps of this process; fewer than `state.step` where the run was resumed."""
@@ -73,7 +75,11 @@ def fit(
             history = _History(train.log_every, train.max_bad_steps, journal, partial(_ids, settings, dataset))
             state, start = loop.devices.place_state(state), done
             while done < train.steps:
-                state, metrics = loop.dispatch(state, next(data))
+                inputs = next(data)
+                if loop.refresh is not None and done % train.refresh_every == 0:
+                    state, measured = loop.refresh(state, inputs)
+                    history.note(measured)
+                state, metrics = loop.dispatch(state, inputs)
                 done += loop.steps
                 history.add(done, loop.devices.fetch(metrics))
                 if done - start == loop.steps:
@@ -94,7 +100,7 @@ def fit(
                 if stopping and done < train.steps:
                     checkpoint.finish(checkpoints)
                     raise Interrupted(f"stopped at step {done}; run the same command again to resume")
-        return Trained(loop.devices.fetch(state), done - start, journal.examples_per_second)
+        return Trained(loop.method, loop.devices.fetch(state), done - start, journal.examples_per_second)
 
 
 def restore(settings: Settings, dataset: DataSet, folder: Path) -> TrainState:
@@ -141,6 +147,11 @@ class _History:
         self._every, self._max_bad, self._journal, self._ids = every, max_bad, journal, ids
         self._pending: tuple[int, Any] | None = None
         self._rows: list[dict[str, np.ndarray]] = []
+        self._noted: dict[str, float] = {}
+
+    def note(self, measured: dict[str, float]) -> None:
+        """Takes what was measured between two dispatches; the newest of it is written with the next metrics."""
+        self._noted |= measured
 
     def add(self, step: int, metrics: Any) -> None:
         """Takes the metrics `[steps]` of the dispatch that ended at `step`, and reads those of the one before."""
@@ -167,7 +178,8 @@ class _History:
         self._rows.append(row)
         if step % self._every == 0:
             mean = {k: float(np.mean(np.concatenate([r[k] for r in self._rows]))) for k in row}
-            self._journal.write(step, mean)
+            self._journal.write(step, mean | self._noted)
+            self._noted.clear()
             self._journal.show({k: v for k, v in mean.items() if k == "loss" or k.startswith("accuracy")})
             self._rows.clear()
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from protojax import cli
+from protojax import arguments, cli
 
 EXPERIMENT = """
 name = "tiny"
@@ -28,10 +28,10 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def refused(capsys, arguments):
+def refused(capsys, words):
     """What a refused command says: one line, with exit status 2."""
     try:
-        status = cli.main(arguments)
+        status = cli.main(words)
     except SystemExit as stopped:
         status = stopped.code
     captured = capsys.readouterr()
@@ -41,7 +41,11 @@ def refused(capsys, arguments):
     return lines[0]
 
 
-@pytest.mark.parametrize("command", ["", "prepare", "train", "evaluate", "explain"])
+COMMANDS = ["prepare", "train", "evaluate", "explain", "what-if", "database", "export"]
+VERBS = [f"database {verb}" for verb in ("build", "info", "remove", "relabel", "append")]
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, *VERBS])
 def test_help_fits_80_columns(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stopped:
@@ -51,6 +55,7 @@ def test_help_fits_80_columns(command, capsys, monkeypatch):
     assert max(map(len, shown.splitlines())) <= 80
     assert "75 stopped by" in shown
     assert not command or f"example:\n  protojax {command} " in shown
+    assert command or all(f"\n    {each} " in shown for each in COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +84,27 @@ def test_help_fits_80_columns(command, capsys, monkeypatch):
         ("train . --workdir w", ".: cannot be read as an experiment file: Is a directory"),
         ("train t.csv --workdir w", "t.csv: not valid TOML"),
         ("train tiny.toml --workdir w data.name=tab data.data_dir=absent", "no data set 'tab' is prepared in absent"),
+        ("what-if --workdir w", "nothing to ask about: name candidates with --remove ID,... or --relabel ID=LABEL"),
+        ("what-if --workdir w --remove x", "--remove 'x': give whole numbers from 0, separated by commas"),
+        ("what-if --workdir w --remove 3 --ids 1,1", "--ids '1,1': 1 stands there twice"),
+        ("what-if --workdir w --remove 3 --count 0", "--count 0: show at least 1 decision"),
+        ("what-if --workdir w --remove 3", "w is no run folder: it has no run.json"),
+        ("what-if --workdir t.csv --remove 3", "--workdir t.csv: t.csv is a file; give a folder"),
+        ("database", "the following arguments are required: VERB; see protojax database --help"),
+        ("database info", "the following arguments are required: --workdir; see protojax database info --help"),
+        ("database info --workdir w", "w is no run folder: it has no run.json"),
+        ("database info --workdir w train.steps=3", "database info takes no settings, got train.steps=3"),
+        ("database remove --workdir w", "the following arguments are required: --ids"),
+        ("database remove --workdir w --ids 3,", "--ids '3,': give whole numbers"),
+        ("database relabel --workdir w --ids 3", "the following arguments are required: --label"),
+        ("database append --workdir w", "the following arguments are required: --split"),
+        ("database append --workdir w --split all", "invalid choice: 'all'"),
+        ("database build --workdir w --count x", "argument --count: invalid int value: 'x'"),
+        ("export --workdir w", "the following arguments are required: --output"),
+        ("export --workdir w --output t.csv", "t.csv is a file; give a folder"),
+        ("export --workdir w --output .", ". holds files but no export"),
+        ("export --workdir w --output new", "w is no run folder: it has no run.json"),
+        ("explain --workdir w --ids 99999999999999999999", "99999999999999999999 is too large"),
         ("prepare csv t.csv --name Bad-Name", "'Bad-Name' cannot name a data set"),
         ("prepare csv t.csv --name t data.name=x", "prepare takes no settings, got data.name=x"),
         ("prepare csv t.csv --name t --image-size 8x8", "--image-size means nothing for csv; leave it out"),
@@ -95,10 +121,10 @@ def test_help_fits_80_columns(command, capsys, monkeypatch):
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(here, capsys, command, message):
-    arguments = command.split()
-    if arguments[:1] == ["prepare"]:
-        arguments += ["--data-dir", "sets"] * ("data.name=x" not in arguments)
-    assert message in refused(capsys, arguments)
+    words = command.split()
+    if words[:1] == ["prepare"]:
+        words += ["--data-dir", "sets"] * ("data.name=x" not in words)
+    assert message in refused(capsys, words)
     assert sorted(path.name for path in here.iterdir()) == ["t.csv", "tiny.toml"]
 
 
@@ -108,3 +134,27 @@ def test_a_folder_that_cannot_be_written_is_refused(here, capsys, monkeypatch):
     message = refused(capsys, ["train", "tiny.toml", "--workdir", "runs/w"])
     assert f"--workdir runs/w: no permission to write in {here}; give another folder" in message
     assert not (here / "runs").exists()
+
+
+NAMES = ("cat", "dog", "7")
+
+
+def test_a_label_is_a_name_or_a_number():
+    assert [arguments.label(text, NAMES, "--label") for text in ("cat", "7", "0", "2")] == [0, 2, 0, 2]
+    for text in ("dgo", "3", "-1", ""):
+        with pytest.raises(ValueError, match=f"--label: no class '{text}'; did you mean '.*'.* from 0 to 2"):
+            arguments.label(text, NAMES, "--label")
+
+
+def test_relabelling_is_read():
+    assert arguments.relabelled("5=dog, 6=0", NAMES) == {5: 1, 6: 0}
+    assert arguments.relabelled(None, NAMES) == {}
+    for text, message in [
+        ("5", "give ID=LABEL, separated by commas, such as 5=cat"),
+        ("5=", "give ID=LABEL"),
+        ("x=dog", "give ID=LABEL"),
+        ("5=dog,5=cat", "5 stands there twice"),
+        ("5=horse", "--relabel: no class 'horse'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            arguments.relabelled(text, NAMES)

@@ -1,20 +1,15 @@
-"""Tests of protojax.database."""
+"""Tests of protojax.database: choosing, and building in memory and on disk."""
 
 import errno
-import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from protojax import database
-from protojax.candidates import CandidateDatabase
-from protojax.database import DatabaseError
+from protojax import amend, checkpoint, database, manifest, storage
+from protojax.manifest import DatabaseError
 from protojax.methods.method import Method
-
-KEY = "a" * 64
 
 
 class Source:
@@ -41,16 +36,6 @@ def method_of(encode) -> Method:
 
 def plain(inputs, ids):
     return inputs
-
-
-def some_memory(n: int = 5) -> CandidateDatabase:
-    rng = np.random.default_rng(1)
-    floats = [jnp.asarray(rng.normal(size=(n, d)), jnp.float32) for d in (2, 3)]
-    return CandidateDatabase(
-        jnp.arange(n, dtype=jnp.int32) + 7,
-        jnp.arange(n, dtype=jnp.int32) % 2,
-        {"keys": floats[0], "deep/er": {"values": floats[1]}},
-    )
 
 
 def test_all_examples_are_chosen_without_a_count():
@@ -104,6 +89,7 @@ def test_encodes_the_chosen_examples_in_order(n):
     np.testing.assert_array_equal(memory.labels, source.labels[indices])
     assert memory.ids.dtype == jnp.int32 and memory.embeddings["keys"].dtype == jnp.float32
     np.testing.assert_allclose(memory.embeddings["keys"], expected, rtol=1e-5)
+    assert memory.encoder_sha256 == checkpoint.digest({"w": jnp.asarray(weights, jnp.float32)})
 
 
 def test_compiles_once_and_keeps_float32():
@@ -125,171 +111,180 @@ def test_a_damaged_embedding_names_its_example():
     source = Source(6)
     source.inputs[4, 1] = np.inf
     method = method_of(lambda variables, inputs: {"keys": inputs})
-    with pytest.raises(
-        ValueError, match=r"1 training examples have non-finite embeddings\['keys'\], first ids \[104\]"
-    ):
+    with pytest.raises(ValueError, match=r"1 examples have non-finite embeddings\['keys'\], first ids \[104\]"):
         database.build(method, {}, source, np.arange(6), plain, 4, progress=False)
 
 
 def test_a_database_needs_examples():
-    with pytest.raises(ValueError, match="at least one training example"):
+    with pytest.raises(ValueError, match="at least one example"):
         database.build(method_of(unused), {}, Source(3), np.arange(0), plain, 4)
 
 
-@pytest.mark.parametrize("embeddings", ["dicts", "array"])
-def test_what_is_saved_is_loaded(tmp_path, embeddings):
-    memory = some_memory()
-    if embeddings == "array":
-        memory = memory.replace(embeddings=memory.embeddings["keys"])
-    database.save(tmp_path / "runs" / "database", memory, KEY)
-    loaded = database.load(tmp_path / "runs" / "database", KEY)
-    assert jax.tree.structure(loaded) == jax.tree.structure(memory)
-    for before, after in zip(jax.tree.leaves(memory), jax.tree.leaves(loaded), strict=True):
-        assert before.dtype == after.dtype
-        np.testing.assert_array_equal(before, after)
-    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["database"]
+def test_an_id_below_zero_is_refused():
+    source = Source(3)
+    source.ids[1] = -1
+    with pytest.raises(ValueError, match=r"ids \[-1\] are negative"):
+        database.build(method_of(lambda variables, inputs: {"keys": inputs}), {}, source, np.arange(3), plain, 4, False)
 
 
-def test_a_newer_database_replaces_the_older(tmp_path):
+def test_an_example_twice_is_refused():
+    with pytest.raises(ValueError, match="indices of a database must differ"):
+        database.build(method_of(unused), {}, Source(3), np.array([1, 1]), plain, 4)
+
+
+def scaled(variables, inputs):
+    return {"keys": inputs * variables["scale"], "deep": {"values": inputs[:, :2]}}
+
+
+METHOD = method_of(scaled)
+VARIABLES = {"scale": jnp.float32(2)}
+
+
+class Counted(Source):
+    """Counts what is read, and fails after so many examples, as a killed process does."""
+
+    def __init__(self, n: int, failing_after: int | None = None):
+        super().__init__(n)
+        self.read = []
+        self.failing_after = failing_after
+
+    def __getitem__(self, i: int) -> dict:
+        if len(self.read) == self.failing_after:
+            raise KeyboardInterrupt
+        self.read.append(i)
+        return super().__getitem__(i)
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(manifest, "ROWS", 10)
+
+
+def build_into(folder, source, variables=VARIABLES, indices=None, batch_size=4):
+    indices = np.arange(len(source)) if indices is None else indices
+    database.build_into(folder, METHOD, variables, source, indices, plain, batch_size, progress=False)
+
+
+def equal(a, b) -> bool:
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+@pytest.mark.parametrize("n", [1, 8, 25])
+def test_a_database_on_disk_is_that_in_memory(tmp_path, small_shards, n):
+    source, indices = Source(30), database.choose(30, n, 1)
+    build_into(tmp_path / "database", source, indices=indices)
+    memory = database.build(METHOD, VARIABLES, source, indices, plain, 4, progress=False)
+    assert equal(storage.load(tmp_path / "database", checkpoint.digest(VARIABLES)), memory)
+    assert [path.name for path in tmp_path.iterdir()] == ["database"]
+    # 8 is the largest number of whole batches in 10 rows.
+    assert storage.info(tmp_path / "database")["shards"] == -(-n // 8)
+
+
+def test_a_killed_build_goes_on_with_the_next_shard(tmp_path, small_shards):
+    folder, whole = tmp_path / "database", Source(30)
+    with pytest.raises(KeyboardInterrupt):
+        build_into(folder, Counted(30, failing_after=1 + 19))
+    assert [path.name for path in tmp_path.iterdir()] == ["database.partial"]
+    with pytest.raises(DatabaseError, match="unfinished: 16 of 30 rows"):
+        storage.load(tmp_path / "database.partial", None)
+    # A kill while a file is written leaves such a file.
+    (tmp_path / "database.partial" / "00002-00.npy.tmp").write_bytes(b"half")
+    second = Counted(30)
+    build_into(folder, second)
+    assert sorted(set(second.read)) == [0, *range(16, 30)]
+    memory = database.build(METHOD, VARIABLES, whole, np.arange(30), plain, 4, progress=False)
+    assert equal(storage.load(folder, checkpoint.digest(VARIABLES)), memory)
+    assert [path.name for path in tmp_path.iterdir()] == ["database"]
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_a_damaged_shard_is_encoded_again(tmp_path, small_shards):
     folder = tmp_path / "database"
-    database.save(folder, some_memory(5), KEY)
-    database.save(folder, some_memory(3).replace(embeddings=jnp.ones((3, 2))), "b" * 64)
-    assert len(database.load(folder, "b" * 64).ids) == 3
-    assert sorted(p.name for p in folder.iterdir()) == ["00.npy", "01.npy", "02.npy", "manifest.json"]
+    with pytest.raises(KeyboardInterrupt):
+        build_into(folder, Counted(30, failing_after=1 + 25))
+    damaged = next((tmp_path / "database.partial").glob("00001-02-*.npy"))
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    second = Counted(30)
+    build_into(folder, second)
+    assert sorted(set(second.read)) == [0, *range(8, 30)]
+    assert storage.load(folder, None).capacity == 30
 
 
-def test_a_full_disk_leaves_the_older_database(tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", ["encoder", "ids"])
+def test_what_another_build_left_is_discarded(tmp_path, small_shards, change):
     folder = tmp_path / "database"
-    database.save(folder, some_memory(), KEY)
-    kept = np.save
+    with pytest.raises(KeyboardInterrupt):
+        build_into(folder, Counted(30, failing_after=20))
+    second = Counted(30)
+    variables = {"scale": jnp.float32(3)} if change == "encoder" else VARIABLES
+    indices = np.arange(30) if change == "encoder" else np.arange(30)[::-1]
+    build_into(folder, second, variables, indices)
+    assert sorted(set(second.read)) == list(range(30))
+    expected = database.build(METHOD, variables, Source(30), indices, plain, 4, progress=False)
+    assert equal(storage.load(folder, checkpoint.digest(variables)), expected)
+
+
+def test_a_full_disk_leaves_the_database_before(tmp_path, small_shards, monkeypatch):
+    folder, kept, saved = tmp_path / "database", np.save, []
+    build_into(folder, Source(12))
 
     def full(file, array, **options):
-        if "02" in Path(file).name:
-            raise OSError(errno.ENOSPC, "No space left on device", str(file))
+        if len(saved) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        saved.append(file)
         kept(file, array, **options)
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(OSError, match="No space left"):
-        database.save(folder, some_memory(9), KEY)
-    assert len(database.load(folder, KEY).ids) == 5
-    assert [p.name for p in tmp_path.iterdir()] == ["database"]
+        build_into(folder, Source(30))
+    assert storage.load(folder, None).capacity == 12
+    monkeypatch.setattr(np, "save", kept)
+    build_into(folder, Source(30))
+    assert storage.load(folder, None).capacity == 30 and [path.name for path in tmp_path.iterdir()] == ["database"]
 
 
 def test_files_of_others_are_not_replaced(tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(DatabaseError, match="holds files but no database"):
-        database.save(tmp_path, some_memory(), KEY)
-    assert (tmp_path / "thesis.txt").exists()
+    for name in ("database", "database.partial"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "thesis.txt").write_text("years of work")
+        with pytest.raises(DatabaseError, match=rf"{name}: holds files but no database"):
+            build_into(tmp_path / "database", Source(4))
+        (folder / "thesis.txt").unlink()
+    build_into(tmp_path / "database", Source(4))
 
 
-def test_embeddings_in_other_containers_are_refused(tmp_path):
-    memory = some_memory().replace(embeddings=[jnp.zeros((5, 2))])
-    with pytest.raises(DatabaseError, match=r"embeddings\[0\]: .* dicts with text keys only"):
-        database.save(tmp_path / "database", memory, KEY)
+def test_on_disk_encoding_compiles_once(tmp_path, small_shards):
+    shapes = []
+
+    def encode(variables, inputs):
+        shapes.append(inputs.shape)
+        return {"keys": inputs}
+
+    database.build_into(tmp_path / "database", method_of(encode), {}, Source(30), np.arange(30), plain, 4, False)
+    assert set(shapes) == {(4, 3)} and len(shapes) <= 2
 
 
-@pytest.fixture
-def saved(tmp_path) -> Path:
-    database.save(tmp_path / "database", some_memory(), KEY)
-    return tmp_path / "database"
+def load_or_build(folder, source, variables=VARIABLES):
+    return database.load_or_build(folder, METHOD, variables, source, np.arange(len(source)), plain, 4, progress=False)
 
 
-def edit(folder: Path, change) -> None:
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
+def test_a_database_is_built_once_and_kept_when_edited(tmp_path):
+    folder, source = tmp_path / "database", Counted(6)
+    first = load_or_build(folder, source)
+    read = len(source.read)
+    assert equal(load_or_build(folder, source), first) and len(source.read) == read
+    amend.remove(folder, [102])
+    edited = load_or_build(folder, source)
+    assert int(edited.count) == 5 and len(source.read) == read
 
 
-def test_a_stale_database_is_refused(saved):
-    with pytest.raises(DatabaseError, match=r"manifest.json: stale: encoded by parameters aaaaaaaaaaaa\.\.\."):
-        database.load(saved, "b" * 64)
-
-
-def test_whose_a_database_is(saved):
-    assert database.is_of(saved, KEY)
-    assert not database.is_of(saved, "b" * 64) and not database.is_of(saved / "nowhere", KEY)
-    (saved / "manifest.json").write_text("{")
-    with pytest.raises(DatabaseError, match="damaged manifest"):
-        database.is_of(saved, KEY)
-
-
-def test_a_missing_database_is_named(tmp_path):
-    with pytest.raises(DatabaseError, match=r"nowhere/manifest.json: no database here"):
-        database.load(tmp_path / "nowhere", KEY)
-
-
-def test_a_flipped_bit_is_found(saved):
-    content = bytearray((saved / "02.npy").read_bytes())
-    content[-1] ^= 1
-    (saved / "02.npy").write_bytes(content)
-    with pytest.raises(DatabaseError, match=r"02\.npy: damaged"):
-        database.load(saved, KEY)
-
-
-def test_a_missing_file_is_named(saved):
-    (saved / "01.npy").unlink()
-    with pytest.raises(DatabaseError, match=r"01\.npy: missing"):
-        database.load(saved, KEY)
-
-
-def test_a_pickle_is_not_opened(saved):
-    np.save(saved / "00.npy", np.array([{}], dtype=object), allow_pickle=True)
-    edit(saved, lambda m: m["arrays"][0].update(sha256=database._sha256(saved / "00.npy")))
-    with pytest.raises(DatabaseError, match=r"00\.npy: not an array of numbers"):
-        database.load(saved, KEY)
-
-
-def test_another_shape_is_refused(saved):
-    np.save(saved / "00.npy", np.zeros(4, np.int32))
-    edit(saved, lambda m: m["arrays"][0].update(sha256=database._sha256(saved / "00.npy")))
-    with pytest.raises(DatabaseError, match=r"00\.npy: holds int32 \[4\], but manifest.json says int32 \[5\]"):
-        database.load(saved, KEY)
-
-
-@pytest.mark.parametrize("name", ["../secret.npy", "sub/../../secret.npy", "..", "", "{tmp}/secret.npy"])
-def test_a_path_outside_the_folder_is_refused(saved, name):
-    np.save(saved.parent / "secret.npy", np.zeros(5, np.int32))
-    edit(saved, lambda m: m["arrays"][0].update(file=name.format(tmp=saved.parent)))
-    with pytest.raises(DatabaseError, match=r"manifest.json: names a file outside its folder"):
-        database.load(saved, KEY)
-
-
-def test_a_link_out_of_the_folder_is_refused(saved):
-    np.save(saved.parent / "secret.npy", np.arange(5, dtype=np.int32))
-    (saved / "00.npy").unlink()
-    (saved / "00.npy").symlink_to(saved.parent / "secret.npy")
-    with pytest.raises(DatabaseError, match="outside its folder"):
-        database.load(saved, KEY)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda m: m.update(schema="protojax.database/9"), "schema 'protojax.database/9'"),
-        (lambda m: m.pop("arrays"), "damaged manifest .arrays: Field required"),
-        (lambda m: m["arrays"][0].update(path=[]), r"damaged manifest .arrays\.0\.path"),
-        (lambda m: m["arrays"].pop(0), r"holds \['embeddings', 'labels'\]"),
-        (lambda m: m["arrays"].append(m["arrays"][0]), "two arrays at ids"),
-        (lambda m: m["arrays"].append({**m["arrays"][0], "path": ["ids", "x"]}), r"two arrays at ids\.x"),
-    ],
-)
-def test_an_odd_manifest_is_refused(saved, change, message):
-    edit(saved, change)
-    with pytest.raises(DatabaseError, match=rf"manifest\.json: {message}"):
-        database.load(saved, KEY)
-
-
-def test_a_cut_manifest_is_refused(saved):
-    path = saved / "manifest.json"
-    path.write_text(path.read_text()[:40])
-    with pytest.raises(DatabaseError, match=r"manifest\.json: damaged manifest"):
-        database.load(saved, KEY)
-
-
-def test_arrays_of_different_lengths_are_refused(saved):
-    np.save(saved / "00.npy", np.zeros(4, np.int32))
-    change = {"sha256": database._sha256(saved / "00.npy"), "shape": [4]}
-    edit(saved, lambda m: m["arrays"][0].update(change))
-    with pytest.raises(DatabaseError, match="arrays of different lengths"):
-        database.load(saved, KEY)
+def test_an_edited_database_is_not_built_anew(tmp_path):
+    folder = tmp_path / "database"
+    load_or_build(folder, Source(6))
+    assert load_or_build(folder, Source(6), {"scale": jnp.float32(3)}).embeddings["keys"].shape == (6, 3)
+    amend.remove(folder, [102])
+    with pytest.raises(DatabaseError, match=r"and edited \(remove\): building it anew would undo that"):
+        load_or_build(folder, Source(6))

@@ -127,7 +127,7 @@ def test_texts_and_rows_stand_in_the_records(kind):
 
 def test_prototypes_of_another_training_split_are_refused():
     test, train = sources("image")
-    with pytest.raises(ValueError, match="id 102 is not in the training split, .* the nearest is 103"):
+    with pytest.raises(ValueError, match="id 102 is not in the examples that prototypes come from, .* is 103"):
         explain.records(SCORED, np.array([1]), test, Source(train.ids[:3], train.labels[:3], []), NAMES)
 
 

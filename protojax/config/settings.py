@@ -156,7 +156,7 @@ class AutoencoderSettings(Section):
     strides: tuple[PositiveInt, ...] = (2, 2, 2, 2)
     """Strides of the convolutions; (2, 2, 2, 1) leaves 16 latent tokens of a 28x28 image instead of 4."""
     initializer: Literal["normal", "he"] = "normal"
-    """Of the filters: N(0, 0.01^2) as in the reference, with which training stands still for its first epochs, or He."""
+    """Of the filters: N(0, 0.01^2) as in the reference, with which training stands still for epochs, or He-normal."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:

@@ -10,20 +10,22 @@ from protojax.methods.method import Batch, Method, Prediction, Support, Variable
 __all__ = ["Batch", "Method", "Prediction", "Support", "Variables", "build"]
 
 
-def build(settings: Settings, classes: int, axis_name: str | None = None) -> Method:
+def build(settings: Settings, classes: int, axis_name: str | None = None, devices: int = 1) -> Method:
     """The method that the settings describe.
 
     Args:
       settings: the experiment.
       classes: number of classes of its data set.
       axis_name: mapped axis over which examples are split under `pmap`; None under `jit`.
+      devices: how many devices a training batch is split over.
     """
     network = networks.build(settings.encoder, jnp.dtype(settings.train.precision), axis_name)
     match settings.method.kind:
         case "encoder":
             return encoder.build(network, classes, settings.method.value_size)
         case "protoattend":
-            return protoattend.build(network, classes, settings.method, axis_name)
+            chunk = settings.train.candidate_chunk if settings.train.candidates == "support" else None
+            return protoattend.build(network, classes, settings.method, axis_name, devices, chunk)
         case "prototype_autoencoder":
             return prototype_autoencoder.build(network, classes, settings.method, axis_name)
         case "attention_autoencoder":

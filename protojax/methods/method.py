@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from protojax.candidates import CandidateDatabase
+from protojax.methods.retrieval import Retrieval
 
 Batch = dict[str, Any]
 """`id` int32 `[batch]`, `inputs` `[batch, ...]`, `label` int32 `[batch]`; in training also `candidates`, a batch."""
@@ -49,7 +50,8 @@ class Prediction(NamedTuple):
 class Method(NamedTuple):
     """A prototype-learning system as four pure functions.
 
-    A user writes a new system by writing these four; training, evaluation and explanation need nothing else.
+    A user writes a new system by writing these four; training, evaluation and explanation need nothing else, but for
+    training on retrieved candidates, which asks how much an example matters to a query.
     """
 
     init: Callable[[jax.Array, Batch], Variables]
@@ -70,6 +72,8 @@ class Method(NamedTuple):
     """`views(variables, memory, batch)`: what can be looked at beside decisions, by names that `protojax.portraits`
     draws; None where a method has nothing of the kind.
     """
+    retrieval: Retrieval | None = None
+    """What `train.candidates = "retrieved"` needs; None where there is nothing to retrieve."""
 
 
 def support_of(weights: jax.Array, ids: jax.Array, labels: jax.Array, width: int) -> Support:
@@ -86,8 +90,9 @@ def support_of(weights: jax.Array, ids: jax.Array, labels: jax.Array, width: int
     """
     if width > weights.shape[-1]:
         raise ValueError(f"a support of width {width} was asked for from a database of {weights.shape[-1]} candidates")
-    # The barrier keeps XLA on CPU from turning a later slice of the result into a full sort.
-    heaviest, places = lax.optimization_barrier(lax.top_k(weights, width))
+    # The barriers keep XLA on CPU from turning a later slice of the result into a full sort; a single one around both
+    # arrays makes it fail on several devices.
+    heaviest, places = map(lax.optimization_barrier, lax.top_k(weights, width))
     used = heaviest > 0
     return Support(
         ids=jnp.where(used, ids[places], -1),

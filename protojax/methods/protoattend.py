@@ -11,6 +11,7 @@ Where paper and released code disagree, this file follows the text for the rando
 for its meaning: a is the share of the prototypes, so that the input itself contributes most.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +22,12 @@ from jax import lax
 from protojax import ops
 from protojax.candidates import CandidateDatabase
 from protojax.config import ProtoAttendSettings
+from protojax.methods import retrieval
 from protojax.methods.encoder import Classifier
-from protojax.methods.method import SHARES, Batch, Method, Prediction, Variables, support_of
+from protojax.methods.method import SHARES, Batch, Method, Prediction, Support, Variables
+from protojax.methods.rematerialise import encode_sparsely
+from protojax.methods.retrieval import Relevance, Retrieval
+from protojax.networks.layers import MOMENTUM
 
 ENTROPY_EPSILON = 1e-6
 """epsilon of equation 2."""
@@ -34,6 +39,10 @@ class Embeddings(NamedTuple):
     queries: jax.Array
     keys: jax.Array
     values: jax.Array
+
+
+Embedded = tuple[Embeddings, tuple[jax.Array, jax.Array], Variables]
+"""The queries' embeddings, keys and values of the candidates, and the updated statistics."""
 
 
 class Network(nn.Module):
@@ -68,14 +77,28 @@ class Network(nn.Module):
         return self.decide(self(inputs, train=False)[0].values)
 
 
-def build(encoder: nn.Module, classes: int, settings: ProtoAttendSettings, axis_name: str | None = None) -> Method:
+def build(
+    encoder: nn.Module,
+    classes: int,
+    settings: ProtoAttendSettings,
+    axis_name: str | None = None,
+    devices: int = 1,
+    chunk: int | None = None,
+) -> Method:
     """ProtoAttend as a method.
+
+    With a `chunk`, `loss` encodes the candidates by support back-propagation (`rematerialise.py`): the same loss and
+    gradient at the memory of `chunk` candidates, where the encoder treats every example on its own. Batch normalisation
+    does not: there the statistics of the first chunk are held, that is, all candidates are normalised by them, no
+    gradient goes through them, and they are what updates the running averages after those of the queries.
 
     Args:
       encoder: module `(inputs, train) -> (features, intermediates)`.
       classes: number of classes.
       settings: the method's settings.
       axis_name: mapped axis over which examples are split under `pmap`; None where arrays are global.
+      devices: how many devices examples are split over.
+      chunk: candidates, of all devices together, that are encoded at once; None encodes all of them at once.
     """
     network = Network(encoder, classes, settings.key_size, settings.value_size)
 
@@ -85,22 +108,22 @@ def build(encoder: nn.Module, classes: int, settings: ProtoAttendSettings, axis_
     def from_all_devices(x: jax.Array) -> jax.Array:
         return x if axis_name is None else lax.all_gather(x, axis_name, tiled=True)
 
+    if chunk is None:
+        embed = partial(_embed_at_once, network)
+    elif axis_name is None:
+        embed = partial(_embed_by_chunks, network, chunk=chunk, parts=devices)
+    else:
+        embed = partial(_embed_by_chunks, network, chunk=max(chunk // devices, 1), parts=1)
+
     def loss(variables: Variables, batch: Batch, key: jax.Array, step: jax.Array):
         dropout_key, alpha_key = jax.random.split(key)
-        (query, candidate), updates = network.apply(
-            variables,
-            batch["inputs"],
-            batch["candidates"]["inputs"],
-            method="with_candidates",
-            rngs={"dropout": dropout_key},
-            mutable=["batch_stats"],
-        )
+        query, (keys, values), updates = embed(variables, batch, rngs={"dropout": dropout_key})
         ids = from_all_devices(batch["candidates"]["id"])
         others = batch["id"][:, None] != ids[None, :] if settings.exclude_own else None
         mixture, weights = ops.dense_attend(
             query.queries,
-            from_all_devices(candidate.keys),
-            from_all_devices(candidate.values),
+            from_all_devices(keys),
+            from_all_devices(values),
             normalizer=settings.normalizer,
             where=others,
         )
@@ -134,18 +157,73 @@ def build(encoder: nn.Module, classes: int, settings: ProtoAttendSettings, axis_
 
     def predict(variables: Variables, memory: CandidateDatabase, batch: Batch, width: int) -> Prediction:
         query, _ = network.apply(variables, batch["inputs"], train=False)
-        keys, values = memory.embeddings["keys"], memory.embeddings["values"]
-        others = batch["id"][:, None] != memory.ids[None, :]
-        mixture, weights = ops.dense_attend(query.queries, keys, values, normalizer=settings.normalizer, where=others)
+        attended = ops.attend(
+            query.queries,
+            memory.embeddings["keys"],
+            memory.embeddings["values"],
+            normalizer=settings.normalizer,
+            width=width,
+            ids=memory.ids,
+            labels=memory.labels,
+            classes=classes,
+            exclude=batch["id"],
+            shares=SHARES,
+            index=memory.clusters,
+        )
         return Prediction(
-            scores=nn.softmax(network.apply(variables, mixture, method="decide")),
+            scores=nn.softmax(network.apply(variables, attended.outputs, method="decide")),
             encoder_scores=nn.softmax(network.apply(variables, query.values, method="decide")),
-            support=support_of(weights, memory.ids, memory.labels, width),
-            confidence=ops.class_mass(weights, memory.labels, classes).max(axis=-1),
-            prototypes_for=ops.fewest_for(weights, SHARES),
+            support=Support(attended.ids, attended.weights, attended.labels, attended.size),
+            confidence=attended.class_mass.max(axis=-1),
+            prototypes_for=attended.fewest,
         )
 
-    return Method(init, loss, encode, predict)
+    def keys(variables: Variables, inputs: jax.Array) -> jax.Array:
+        return network.apply(variables, inputs, train=False)[0].keys
+
+    def queries(variables: Variables, inputs: jax.Array) -> jax.Array:
+        return network.apply(variables, inputs, train=False)[0].queries
+
+    def relevance(queries: jax.Array, own: jax.Array, keys: jax.Array, ids: jax.Array) -> Relevance:
+        return retrieval.relevance(queries, own if settings.exclude_own else None, keys, ids, settings.normalizer)
+
+    return Method(init, loss, encode, predict, Retrieval(keys, queries, relevance))
+
+
+def _embed_at_once(network: Network, variables: Variables, batch: Batch, rngs: dict[str, jax.Array]) -> Embedded:
+    (query, candidate), updates = network.apply(
+        variables,
+        batch["inputs"],
+        batch["candidates"]["inputs"],
+        method="with_candidates",
+        rngs=rngs,
+        mutable=["batch_stats"],
+    )
+    return query, (candidate.keys, candidate.values), updates
+
+
+def _embed_by_chunks(
+    network: Network, variables: Variables, batch: Batch, rngs: dict[str, jax.Array], *, chunk: int, parts: int
+) -> Embedded:
+    statistics = dict(variables)
+    params = statistics.pop("params")
+    (query, _), updates = network.apply(variables, batch["inputs"], train=True, rngs=rngs, mutable=["batch_stats"])
+    # Running averages that start from 0 show what they are updated with.
+    shapes = jax.tree.map(jax.typeof, statistics)
+
+    def first(params: Any, inputs: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Variables]:
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (candidate, _), updates = network.apply(
+            {"params": params, **zeros}, inputs, train=True, mutable=["batch_stats"]
+        )
+        return (candidate.keys, candidate.values), jax.tree.map(lambda x: x / (1 - MOMENTUM), updates)
+
+    def rest(params: Any, held: Variables, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        candidate, _ = network.apply({"params": params, **held}, inputs, train=False)
+        return candidate.keys, candidate.values
+
+    embeddings, held = encode_sparsely(first, rest, params, batch["candidates"]["inputs"], chunk, parts)
+    return query, embeddings, jax.tree.map(lambda old, new: MOMENTUM * old + (1 - MOMENTUM) * new, updates, held)
 
 
 def _accuracy(logits: jax.Array, label: jax.Array) -> jax.Array:

@@ -144,6 +144,7 @@ def views_of_prototypes(
         "nearest_ids": nearest["ids"],
         "nearest_labels": nearest["labels"],
         "nearest_distances": nearest["distances"],
+        "typical_distance": nearest["typical"],
     }
 
 
@@ -156,13 +157,16 @@ def nearest_examples(prototypes: jax.Array, database: CandidateDatabase) -> Cand
 
     Returns:
       ids and labels `[prototypes]` of the nearest examples (an example may be nearest to several prototypes), and of
-      each prototype its NEAREST examples: `ids`, `labels` and squared `distances`, `[prototypes, NEAREST]`.
+      each prototype its NEAREST examples: `ids`, `labels` and squared `distances`, `[prototypes, NEAREST]`; and
+      `typical` `[prototypes]`, the same for all: the median over examples of the distance to their nearest prototype.
     """
     distances = ops.squared_euclidean(prototypes, database.embeddings["latent"])
     distances = jnp.where(database.ids[None] >= 0, distances, jnp.inf)
     negative, places = lax.optimization_barrier(lax.top_k(-distances, min(NEAREST, distances.shape[1])))
     nearest = {"ids": database.ids[places], "labels": database.labels[places], "distances": -negative}
-    return CandidateDatabase(nearest["ids"][:, 0], nearest["labels"][:, 0], nearest)
+    own = jnp.where(database.ids >= 0, distances.min(axis=0), jnp.nan)
+    nearest["typical"] = jnp.full(len(prototypes), jnp.nanmedian(own))
+    return CandidateDatabase(nearest["ids"][:, 0], nearest["labels"][:, 0], nearest, encoder=database.encoder)
 
 
 def decided(logits: jax.Array, distances: jax.Array, memory: CandidateDatabase, classes: int, width: int) -> Prediction:

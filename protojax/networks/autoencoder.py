@@ -70,7 +70,7 @@ class Autoencoder(nn.Module):
     def _paths(self, sizes: list[int]) -> np.ndarray:
         """Shares of paths from every place to every token along one axis, `[tokens, size]`."""
         paths = np.eye(sizes[0])
-        for size, wanted, stride in zip(sizes, sizes[1:], self.strides, strict=True):
+        for size, wanted, stride in zip(sizes[:-1], sizes[1:], self.strides, strict=True):
             offset = np.arange(size)[None] - np.arange(wanted)[:, None] * stride + _before(size, wanted, stride)
             paths = ((offset >= 0) & (offset < _KERNEL)) @ paths
         return paths / paths.sum(axis=1, keepdims=True)

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from protojax.networks.convolution import conv_general_dilated
+
 MOMENTUM = 0.9
 EPSILON = 1e-5
 GROUPS = 8
@@ -110,6 +112,7 @@ class ConvNorm(nn.Module):
             use_bias=False,
             kernel_init=nn.initializers.he_normal(),
             dtype=self.dtype,
+            conv_general_dilated=conv_general_dilated,
             name="conv",
         )(x)
         if self.norm == "batch":

@@ -1,6 +1,7 @@
 """Array functions: jax in, jax out; no networks, no files, no state."""
 
-from protojax.ops.attention import dense_attend
+from protojax.ops.attention import Attended, attend, dense_attend
+from protojax.ops.clusters import ClusterIndex, cluster, cluster_index
 from protojax.ops.distance import squared_euclidean
 from protojax.ops.losses import cross_entropy, weight_entropy
 from protojax.ops.metrics import (
@@ -12,14 +13,19 @@ from protojax.ops.metrics import (
     expected_calibration_error,
     fewest_for,
 )
-from protojax.ops.simplex import Parts, softmax, softmax_parts, sparsemax, sparsemax_parts
+from protojax.ops.simplex import Parts, softmax, softmax_parts, sparsemax, sparsemax_parts, sparsemax_threshold
 
 __all__ = [
+    "Attended",
+    "ClusterIndex",
     "Coverage",
     "Parts",
     "accuracy",
+    "attend",
     "auroc",
     "class_mass",
+    "cluster",
+    "cluster_index",
     "coverage_curve",
     "cross_entropy",
     "dense_attend",
@@ -29,6 +35,7 @@ __all__ = [
     "softmax_parts",
     "sparsemax",
     "sparsemax_parts",
+    "sparsemax_threshold",
     "squared_euclidean",
     "weight_entropy",
 ]

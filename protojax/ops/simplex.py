@@ -3,25 +3,16 @@
     sparsemax(z)_j = max(z_j - tau, 0)      tau such that the weights sum to 1
     softmax(z)_j   = exp(z_j - tau)         tau = log sum_j exp(z_j)
 
-Neither sorts. With u = z - max z, the threshold of sparsemax is the root t of the convex, decreasing, piecewise linear
-sum_j max(u_j - t, 0) - 1, and lies in [-1, 0). Newton's step from the left, with S = {j: u_j > t}, is
-
-    t <- (sum_S u_j - 1) / |S|
-
-a sum of terms of one sign, so t keeps full relative precision, even where a million equal scores have weights of 1e-6.
-Every step drops members from S and none comes back; a step that drops none has found t. The residual times the slope
-falls at least fourfold a step, so that log2(candidates) + 13 steps exhaust float32; a million take up to 16.
+Neither sorts; `threshold.py` finds the tau of sparsemax.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 
-_BLOCK = 1024
-"""Scores summed in one go; sums of blocks are then summed, which keeps the rounding of a million terms near 1e-7."""
+from protojax.ops import threshold
 
 
 class Parts(NamedTuple):
@@ -65,30 +56,58 @@ def softmax(scores: jax.Array, axis: int = -1, where: jax.Array | None = None) -
 
 def sparsemax_parts(scores: jax.Array, axis: int = -1, where: jax.Array | None = None) -> Parts:
     """`sparsemax` with its threshold (+inf for a row without candidates) and support size."""
-    return _parts(_project, scores, axis, where)
+    z = _prepare(scores, axis, where)
+    weights, tau, size = _project(z)
+    _check_rows(tau == jnp.inf, scores, axis)
+    return Parts(_restore(weights, axis, where), tau[..., 0], size[..., 0])
 
 
 def softmax_parts(scores: jax.Array, axis: int = -1, where: jax.Array | None = None) -> Parts:
     """`softmax` with its log-sum-exp (-inf for a row without candidates) and the count of weights that are not 0."""
-    return _parts(_normalise, scores, axis, where)
+    z = _prepare(scores, axis, where)
+    weights, tau = _normalise(z)
+    _check_rows(tau == -jnp.inf, scores, axis)
+    weights = _restore(weights, axis, where)
+    return Parts(weights, tau[..., 0], (weights > 0).sum(axis=axis, dtype=jnp.int32))
 
 
-def _parts(solve: Callable, scores: jax.Array, axis: int, where: jax.Array | None) -> Parts:
+def sparsemax_threshold(
+    scores: jax.Array, axis: int = -1, where: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """The threshold and the support size of `sparsemax_parts`, without the weights: nothing of their size is written.
+
+    Returns:
+      float32 threshold, differentiable, and int32 size, both without `axis`.
+
+    Raises:
+      ValueError: as `sparsemax`.
+    """
+    tau, size = _threshold(_prepare(scores, axis, where))
+    _check_rows(tau == jnp.inf, scores, axis)
+    return tau[..., 0], size[..., 0]
+
+
+def _prepare(scores: jax.Array, axis: int, where: jax.Array | None) -> jax.Array:
+    """Checked scores in float32 or float64, with the candidates last and -inf where they are masked."""
     scores = jnp.asarray(scores)
     _check_scores(scores, axis)
+    z = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     if where is not None:
         where = jnp.asarray(where)
         _check_mask(where, scores)
-    z = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-    if where is not None:
         z = jnp.where(where, z, -jnp.inf)
-    _check_rows(z, axis)
-    weights, threshold = solve(jnp.moveaxis(z, axis, -1))
-    weights = jnp.moveaxis(weights, -1, axis)
-    if where is not None:
-        # Only a row of NaN has anything to clear here.
-        weights = jnp.where(where, weights, 0)
-    return Parts(weights, threshold[..., 0], (weights > 0).sum(axis=axis, dtype=jnp.int32))
+    return _move(z, axis, -1)
+
+
+def _restore(weights: jax.Array, axis: int, where: jax.Array | None) -> jax.Array:
+    weights = _move(weights, -1, axis)
+    # Only a row of NaN has anything to clear here.
+    return weights if where is None else jnp.where(where, weights, 0)
+
+
+def _move(x: jax.Array, source: int, destination: int) -> jax.Array:
+    # Outside jit, moving an axis to where it is would copy.
+    return x if (source - destination) % x.ndim == 0 else jnp.moveaxis(x, source, destination)
 
 
 def _check_scores(scores: jax.Array, axis: int) -> None:
@@ -108,91 +127,67 @@ def _check_mask(where: jax.Array, scores: jax.Array) -> None:
         raise ValueError(f"where of shape {where.shape} does not broadcast to scores of shape {scores.shape}")
 
 
-def _check_rows(z: jax.Array, axis: int) -> None:
-    empty = jnp.all(z == -jnp.inf, axis=axis)
+def _check_rows(empty: jax.Array, scores: jax.Array, axis: int) -> None:
     if isinstance(empty, jax.core.Tracer):
         return
     if empty.any():
-        row = tuple(int(i[0]) for i in jnp.nonzero(jnp.atleast_1d(empty)))
+        row = tuple(int(i[0]) for i in jnp.nonzero(empty))[:-1] or (0,)
         name = row[0] if len(row) == 1 else row
+        shape = jnp.shape(scores)
         raise ValueError(
-            f"row {name} of scores of shape {z.shape} has no candidate: all {z.shape[axis]} along axis {axis} are "
+            f"row {name} of scores of shape {shape} has no candidate: all {shape[axis]} along axis {axis} are "
             f"masked or -inf ({int(empty.sum())} such rows); leave at least one unmasked"
         )
 
 
-def _shifted(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Scores relative to their row's maximum, and that maximum `[..., 1]`; a row of -inf stays as it is."""
-    top = z.max(axis=-1, keepdims=True)
-    return z - jnp.where(top == -jnp.inf, 0, top), top
-
-
 @jax.custom_jvp
 @jax.jit
-def _project(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sparsemax weights along the last axis, and the threshold `[..., 1]`."""
-    u, top = _shifted(z)
-
-    def step(state: tuple) -> tuple:
-        t, size, falling = state
-        total, now = _sum_and_count(u, t)
-        t_next = (total - 1) / jnp.maximum(now, 1)
-        falling = now < size
-        return jnp.where(falling, t_next, t), now, falling
-
-    row = top.shape
-    start = jnp.full(row, -1, z.dtype), jnp.full(row, z.shape[-1] + 1, jnp.int32), jnp.full(row, True)
-    t, size, _ = lax.while_loop(lambda state: state[2].any(), step, start)
-    over = u - t
-    # Rounding t alone would move the sum of a large support by its size; the rest of the threshold repairs that.
-    rest = (jnp.maximum(over, 0).sum(axis=-1, keepdims=True) - 1) / jnp.maximum(size, 1)
-    weights = jnp.maximum(over - rest, 0)
-    return weights, jnp.where(top == -jnp.inf, jnp.inf, top + (t + rest))
+def _project(z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sparsemax weights along the last axis, the threshold `[..., 1]` and the support size `[..., 1]`."""
+    root = threshold.solve(z)
+    return threshold.weights(z, root), _tau(root), root.size
 
 
-def _sum_and_count(u: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The sum and the number of the entries of `u` `[..., n]` above `t` `[..., 1]`, each `[..., 1]`, in one read."""
-    above = u > t
-    kept = jnp.where(above, u, 0)
-    whole = u.shape[-1] // _BLOCK * _BLOCK
-    blocks = (*u.shape[:-1], -1, _BLOCK)
-    total, count = _reduce(kept[..., whole:], above[..., whole:])
-    if whole:
-        totals, counts = _reduce(kept[..., :whole].reshape(blocks), above[..., :whole].reshape(blocks))
-        total, count = total + totals.sum(axis=-1), count + counts.sum(axis=-1, dtype=jnp.int32)
-    return total[..., None], count[..., None]
-
-
-def _reduce(kept: jax.Array, above: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # XLA on CPU makes two sums over one array two reads and a copy, 60 times slower than this one reduction of pairs.
-    return lax.reduce(
-        (kept, above.astype(jnp.int32)),
-        (jnp.zeros((), kept.dtype), jnp.int32(0)),
-        lambda a, b: (a[0] + b[0], a[1] + b[1]),
-        (kept.ndim - 1,),
-    )
+def _tau(root: threshold.Root) -> jax.Array:
+    # An empty row has no threshold; one of NaN has no size either, but stays NaN.
+    return jnp.where((root.size == 0) & ~jnp.isnan(root.rest), jnp.inf, root.top + (root.low + root.rest))
 
 
 @_project.defjvp
 def _project_jvp(primals: tuple, tangents: tuple) -> tuple:
     """d weights_j = dz_j - d tau inside the support, 0 outside; d tau is the mean of dz over the support."""
     (z,), (dz,) = primals, tangents
-    weights, threshold = _project(z)
+    weights, tau, size = _project(z)
     # The sign, not a comparison: a row of NaN keeps derivatives of NaN.
     support = jnp.sign(weights)
-    size = jnp.maximum((weights > 0).sum(axis=-1, keepdims=True, dtype=jnp.int32), 1)
-    d_threshold = (support * dz).sum(axis=-1, keepdims=True) / size
-    return (weights, threshold), (support * (dz - d_threshold), d_threshold)
+    d_tau = (support * dz).sum(axis=-1, keepdims=True) / jnp.maximum(size, 1)
+    return (weights, tau, size), (support * (dz - d_tau), d_tau, np.zeros(size.shape, jax.dtypes.float0))
+
+
+@jax.custom_jvp
+@jax.jit
+def _threshold(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The threshold `[..., 1]` and the support size `[..., 1]` of sparsemax along the last axis."""
+    root = threshold.solve(z)
+    return _tau(root), root.size
+
+
+@_threshold.defjvp
+def _threshold_jvp(primals: tuple, tangents: tuple) -> tuple:
+    (_, *parts), (_, *slopes) = jax.jvp(_project, primals, tangents)
+    return tuple(parts), tuple(slopes)
 
 
 @jax.custom_jvp
 @jax.jit
 def _normalise(z: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Softmax weights along the last axis, and the log-sum-exp `[..., 1]`."""
-    u, top = _shifted(z)
-    terms = jnp.exp(u)
+    top = z.max(axis=-1, keepdims=True)
+    top = jnp.where(top == -jnp.inf, 0, top)
+    terms = jnp.exp(z - top)
     total = terms.sum(axis=-1, keepdims=True)
-    empty = top == -jnp.inf
+    # Not by the maximum: that of XLA on CPU may be -inf for a row of NaN.
+    empty = total == 0
     return terms / jnp.where(empty, 1, total), jnp.where(empty, -jnp.inf, top + jnp.log(total))
 
 
@@ -200,6 +195,6 @@ def _normalise(z: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _normalise_jvp(primals: tuple, tangents: tuple) -> tuple:
     """d weights_j = weights_j (dz_j - d tau); d tau is the mean of dz under the weights."""
     (z,), (dz,) = primals, tangents
-    weights, threshold = _normalise(z)
-    d_threshold = (weights * dz).sum(axis=-1, keepdims=True)
-    return (weights, threshold), (weights * (dz - d_threshold), d_threshold)
+    weights, tau = _normalise(z)
+    d_tau = (weights * dz).sum(axis=-1, keepdims=True)
+    return (weights, tau), (weights * (dz - d_tau), d_tau)

@@ -1,5 +1,7 @@
 """The same run on one device, on 8 under jit, and on 8 under pmap gives the same numbers."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -11,17 +13,26 @@ from protojax import config, data, optimizer, sharding, train
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
-def settings_with(norm="batch", feeding="resident", parallel="jit"):
+def settings_with(norm="batch", feeding="resident", parallel="jit", candidates="sampled"):
     return config.from_tree(
         {
             "name": "tiny",
             "data": {"feeding": feeding, "augment": {"pad_crop": 1}, "label_noise": 0.2},
-            "encoder": {"kind": "conv", "filters": [4], "dense": [16], "norm": norm, "dropout": 0.2},
+            "encoder": {
+                "kind": "conv",
+                "filters": [4],
+                "dense": [16],
+                "norm": norm,
+                "dropout": 0.2 if candidates == "sampled" else 0.0,
+            },
             "method": {"kind": "protoattend", "key_size": 4, "value_size": 8},
             "train": {
                 "steps": 6,
                 "batch_size": 16,
                 "candidate_count": 32,
+                "candidates": candidates,
+                "candidate_chunk": 16,
+                "refresh_every": 4,
                 "steps_per_dispatch": 2,
                 "log_every": 2,
                 "parallel": parallel,
@@ -49,17 +60,33 @@ def parameters(settings, dataset, folder):
 
 @pytest.fixture(scope="module")
 def on_one_device(digits, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        one = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
-        patch.setattr(sharding, "mesh", lambda: one)
-        return parameters(settings_with(), digits, tmp_path_factory.mktemp("one") / "run")
+    """Parameters by where candidates come from, each trained once."""
+
+    @functools.cache
+    def trained(candidates):
+        with pytest.MonkeyPatch.context() as patch:
+            one = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
+            patch.setattr(sharding, "mesh", lambda: one)
+            return parameters(settings_with(candidates=candidates), digits, tmp_path_factory.mktemp("one") / "run")
+
+    return trained
+
+
+def assert_same(found, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4), found, expected)
 
 
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
 @pytest.mark.parametrize("feeding", ["resident", "streamed"])
 def test_8_devices_give_the_numbers_of_one(digits, tmp_path, on_one_device, parallel, feeding):
     found = parameters(settings_with(feeding=feeding, parallel=parallel), digits, tmp_path / "run")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4), found, on_one_device)
+    assert_same(found, on_one_device("sampled"))
+
+
+@pytest.mark.parametrize("candidates, parallel", [("support", "jit"), ("support", "pmap"), ("retrieved", "jit")])
+def test_8_devices_share_the_candidates(digits, tmp_path, on_one_device, candidates, parallel):
+    found = parameters(settings_with(candidates=candidates, parallel=parallel), digits, tmp_path / "run")
+    assert_same(found, on_one_device(candidates))
 
 
 def test_a_batch_that_the_devices_cannot_share(digits, tmp_path):

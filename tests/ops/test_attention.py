@@ -77,3 +77,66 @@ def test_bad_input():
         ops.dense_attend(queries, keys.astype(np.int32), values)
     with pytest.raises(ValueError, match="row 1 .* has no candidate"):
         ops.dense_attend(queries, keys, values, where=np.arange(3)[:, None] != 1 + np.zeros((1, 20), int))
+
+
+def test_attend_lists_what_dense_attention_weighs():
+    queries, keys, values = operands()
+    labels = np.arange(20) % 3
+    found = ops.attend(queries, keys, values, width=6, labels=labels, classes=3, shares=(0.5, 0.9))
+    outputs, weights = ops.dense_attend(queries, keys, values)
+    np.testing.assert_allclose(found.outputs, outputs, atol=1e-6)
+    order = np.argsort(-np.asarray(weights), axis=1)[:, :6]
+    heaviest = np.take_along_axis(np.asarray(weights), order, axis=1)
+    np.testing.assert_allclose(found.weights, heaviest, atol=1e-6)
+    np.testing.assert_array_equal(found.ids, np.where(heaviest > 0, order, -1))
+    np.testing.assert_array_equal(found.labels, np.where(heaviest > 0, labels[order], -1))
+    np.testing.assert_array_equal(found.size, (weights > 0).sum(axis=1))
+    np.testing.assert_allclose(found.class_mass, ops.class_mass(weights, labels, 3), atol=1e-6)
+    np.testing.assert_array_equal(found.fewest, ops.fewest_for(weights, (0.5, 0.9)))
+    assert np.asarray(found.exact).all()
+    bare = ops.attend(queries, keys, values, width=20)
+    assert bare.class_mass is bare.fewest is None and (bare.labels == -1).all()
+
+
+@pytest.mark.parametrize("execution", ["dense", "streamed"])
+def test_empty_places_and_the_own_id(execution):
+    queries, keys, values = operands()
+    ids = np.arange(100, 120, dtype=np.int32)
+    ids[::3] = -1
+    labels = np.where(ids < 0, -1, 0).astype(np.int32)
+    exclude = np.int32([101, -5, 118])
+    found = ops.attend(
+        queries, keys, values, width=20, ids=ids, labels=labels, classes=1, exclude=exclude, execution=execution
+    )
+    where = (ids[None] >= 0) & (ids[None] != exclude[:, None])
+    outputs, weights = ops.dense_attend(queries, keys, values, where=where)
+    np.testing.assert_allclose(found.outputs, outputs, atol=1e-6)
+    np.testing.assert_array_equal(found.size, (weights > 0).sum(axis=1))
+    np.testing.assert_allclose(found.class_mass, np.ones((3, 1)), atol=1e-6)
+    labels[ids >= 0] = 7
+    unknown = ops.attend(queries, keys, values, width=20, ids=ids, labels=labels, classes=1, execution=execution)
+    assert np.isnan(unknown.class_mass).all()
+
+
+def test_bad_input_of_attend():
+    arguments = operands()
+    index = ops.cluster_index(arguments[1], rows=5)
+    for message, options in (
+        ("width must be 1 to 20, the number of candidates, got 21", {"width": 21}),
+        (
+            r"ids must be integers of shape \(20,\), got int64 of shape \(19,\)|int32 of shape \(19,\)",
+            {"ids": np.arange(19)},
+        ),
+        (r"labels must be integers of shape \(20,\), got float32", {"labels": np.zeros(20, np.float32)}),
+        (r"exclude must be integers of shape \(3,\)", {"exclude": np.arange(20)}),
+        ("classes were given without the labels", {"classes": 3}),
+        ("shares must be above 0 and at most 1, got 1.5", {"shares": (0.5, 1.5)}),
+        ("execution must be 'dense', 'streamed', 'sharded' or None, got 'fast'", {"execution": "fast"}),
+        ("normalizer must be 'sparsemax' or 'softmax', got 'sparse'", {"normalizer": "sparse"}),
+        (
+            "does not divide keys .* it belongs to other keys",
+            {"index": ops.ClusterIndex(index.centers[:3], index.radii[:3])},
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ops.attend(*arguments, **{"width": 5, **options})

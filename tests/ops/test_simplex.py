@@ -100,6 +100,67 @@ def test_parts_of_softmax():
     np.testing.assert_array_equal(parts.size, 3000)
 
 
+@pytest.mark.parametrize("size", [3000, 8192, 30_000, 30_011])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_threshold_alone_is_that_of_the_parts(kind, size):
+    z = draw(kind, 3, size, 2.0)
+    parts = simplex.sparsemax_parts(z)
+    threshold, support = simplex.sparsemax_threshold(z)
+    np.testing.assert_array_equal(threshold, parts.threshold)
+    np.testing.assert_array_equal(support, parts.size)
+    np.testing.assert_array_equal(support, (np.asarray(parts.weights) > 0).sum(axis=-1))
+    np.testing.assert_allclose(threshold, reference(z)[1], rtol=3e-7, atol=1e-6)
+    turned = simplex.sparsemax_threshold(z.T, axis=0, where=np.ones((size, 1), bool))
+    np.testing.assert_array_equal(turned[0], threshold)
+
+
+def test_the_threshold_alone_has_the_derivative_of_the_parts_and_the_same_errors():
+    z = draw("normal", 3, 40, 1.0)
+    expected = jax.grad(lambda z: (simplex.sparsemax_parts(z).threshold ** 2).sum())
+    slopes = jax.grad(lambda z: (simplex.sparsemax_threshold(z)[0] ** 2).sum())
+    np.testing.assert_allclose(slopes(z), expected(z), atol=1e-7)
+    with pytest.raises(ValueError, match=r"row 2 of scores of shape \(3, 40\) has no candidate"):
+        simplex.sparsemax_threshold(z, where=np.arange(3)[:, None] < 2)
+    threshold, size = jax.jit(simplex.sparsemax_threshold)(z, where=np.arange(3)[:, None] < 2)
+    assert np.isposinf(threshold[2]) and size[2] == 0 and np.isfinite(threshold[:2]).all()
+
+
+@pytest.mark.parametrize("members", [7, 8, 9, 300, 8192])
+def test_supports_in_one_chunk_in_few_and_in_many(members):
+    size = 8192
+    rng = np.random.default_rng(members)
+    z = rng.normal(-5, 1, size=(20, size)).astype(np.float32)
+    for row, places in enumerate(([*range(members)], np.linspace(0, size - 1, members).astype(int))):
+        z[row, places] = 5 + 0.1 / members * rng.random(members)
+    parts = simplex.sparsemax_parts(z)
+    expected, _ = reference(z)
+    np.testing.assert_array_equal(parts.size, (expected > 0).sum(axis=-1))
+    assert (parts.size[:2] == members).all()
+    np.testing.assert_allclose(parts.weights, expected, atol=1e-7)
+
+
+def test_many_scores_under_vmap_and_with_more_axes():
+    z = np.concatenate([draw(kind, 2, 8192, 1.0) for kind in KINDS])
+    weights = simplex.sparsemax(z)
+    np.testing.assert_array_equal(jax.vmap(simplex.sparsemax)(z), weights)
+    twice = jax.vmap(jax.vmap(simplex.sparsemax))(z.reshape(3, 4, -1))
+    np.testing.assert_array_equal(twice.reshape(z.shape), weights)
+    np.testing.assert_array_equal(simplex.sparsemax(z.reshape(3, 4, -1)).reshape(z.shape), weights)
+    cotangent = draw("normal", 12, 8192, 1.0)
+    slopes = jax.vmap(lambda z, c: jax.vjp(simplex.sparsemax, z)[1](c)[0])(z, cotangent)
+    np.testing.assert_allclose(slopes, jax.vjp(simplex.sparsemax, z)[1](cotangent)[0], atol=1e-6)
+
+
+def test_the_threshold_of_many_scores_takes_no_memory_of_their_size():
+    scores = jax.ShapeDtypeStruct((128, 65536), jnp.float32)
+    compiled = jax.jit(simplex.sparsemax_threshold).lower(scores).compile()
+    memory = compiled.memory_analysis()
+    # Eight rows of 128 are copied where the largest chunks do not settle them.
+    assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 128 * 65536 * 4 / 5
+    # The chunks are chosen by their maxima, the scores themselves are never sorted.
+    assert not [line for line in compiled.as_text().splitlines() if "sort(" in line and "65536" in line]
+
+
 def test_scores_on_the_threshold_stay_outside():
     parts = simplex.sparsemax_parts(np.float32([[2.0, 1.0, 1.0, 0.5]]))
     np.testing.assert_array_equal(parts.weights, [[1, 0, 0, 0]])
@@ -114,8 +175,9 @@ class TestBoth:
             expected = np.moveaxis(np.asarray(normalize(np.moveaxis(z, axis, -1))), -1, axis)
             np.testing.assert_allclose(normalize(z, axis=axis), expected, atol=1e-7)
 
-    def test_a_row_does_not_depend_on_its_neighbours(self, normalize):
-        z = np.concatenate([draw(kind, 2, 2000, 1.0) for kind in KINDS])
+    @pytest.mark.parametrize("size", [2000, 16384])
+    def test_a_row_does_not_depend_on_its_neighbours(self, normalize, size):
+        z = np.concatenate([draw(kind, 2, size, 1.0) for kind in KINDS])
         together = np.asarray(normalize(z))
         for i in range(len(z)):
             alone = normalize(np.repeat(z[i : i + 1], len(z), axis=0))
@@ -148,16 +210,17 @@ class TestBoth:
         slopes = jax.jit(jax.grad(lambda z: (normalize(z, where=mask) ** 2 * jnp.arange(4.0)[None]).sum()))(z)
         assert np.isfinite(slopes).all() and (slopes[1] == 0).all() and (slopes[0] != 0).any()
 
+    @pytest.mark.parametrize("size", [40, 8192])
     @pytest.mark.parametrize("poison", [np.nan, np.inf])
-    def test_poison_stays_in_its_row(self, normalize, poison):
-        z = draw("normal", 3, 40, 1.0)
+    def test_poison_stays_in_its_row(self, normalize, poison, size):
+        z = draw("normal", 3, size, 1.0)
         z[1, 7] = poison
-        mask = np.ones((3, 40), bool)
+        mask = np.ones((3, size), bool)
         mask[1, 3] = False
         weights = np.asarray(normalize(z, where=mask))
         assert np.isnan(weights[1, mask[1]]).all() and weights[1, 3] == 0
         assert np.isfinite(weights[[0, 2]]).all()
-        slopes = jax.jacobian(lambda x: normalize(x, where=mask[1]))(z[1])
+        slopes = jax.grad(lambda x: normalize(x, where=mask[1])[0])(z[1])
         assert np.isnan(slopes).any()
         mask[1, 7] = False
         assert np.isfinite(normalize(z, where=mask)).all()

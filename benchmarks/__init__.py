@@ -1,0 +1,1 @@
+"""This library beside its peers, in one process, as ratios: `python -m benchmarks`, see README.md."""

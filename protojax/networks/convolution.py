@@ -1,0 +1,222 @@
+"""Convolution whose gradients XLA runs at full speed on CPU, inside loops too.
+
+XLA for CPU brings a convolution into the form that its fast kernels read only where it stands outside every loop. The
+gradients of a convolution are not in that form: a scan over training steps, or over chunks of candidates, runs the
+gradient by the input 10 to 30 times and the gradient by the weights 40 to 250 times slower than the same outside.
+Outside, the gradient by the weights is still slow for large batches, being a convolution with a window as large as the
+image. So on CPU the gradient by the input is written in the fast form here, and the gradient by the weights as products
+of matrices. The convolution itself is in the fast form already, and stays as it is everywhere.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_CHUNK_BYTES = 2_500_000
+"""Of patches at a time on a device: what stays in the cache between writing and reading them."""
+
+Padding = tuple[tuple[int, int], ...]
+
+
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:
+    """`lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=...)`; other gradients on CPU, equal to rounding.
+
+    They are for one or two spatial axes, channels last (kernels `[..., channels, filters]`), one type, no dilation
+    and no groups; everything else is left to JAX. They have no forward mode: `jax.grad` of `jax.grad` is fine,
+    `jax.jvp` is not.
+    """
+    axes = lhs.ndim - 2
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    spatial = tuple(range(1, axes + 1))
+    channels_last = (0, axes + 1, *spatial)
+    plain = (
+        axes in (1, 2)
+        and numbers == lax.ConvDimensionNumbers(channels_last, (axes + 1, axes, *range(axes)), channels_last)
+        and all(set(dilation or (1,)) == {1} for dilation in (lhs_dilation, rhs_dilation))
+        and feature_group_count == batch_group_count == 1
+        and lhs.dtype == rhs.dtype == (preferred_element_type or lhs.dtype)
+        and lhs.size > 0
+    )
+    if not plain:
+        return lax.conv_general_dilated(
+            lhs,
+            rhs,
+            window_strides,
+            padding,
+            lhs_dilation,
+            rhs_dilation,
+            dimension_numbers,
+            feature_group_count,
+            batch_group_count,
+            precision,
+            preferred_element_type,
+        )
+    strides = tuple(window_strides)
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(lhs.shape[1:-1], rhs.shape[:-2], strides, padding)
+    return _convolve(lhs, rhs, strides, tuple((low, high) for low, high in padding), precision)
+
+
+def _standard(
+    inputs: jax.Array, weights: jax.Array, strides: tuple[int, ...], padding: Padding, precision: lax.PrecisionLike
+) -> jax.Array:
+    axes = "HW"[: inputs.ndim - 2]
+    numbers = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
+    return lax.conv_general_dilated(inputs, weights, strides, padding, dimension_numbers=numbers, precision=precision)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolve(
+    inputs: jax.Array, weights: jax.Array, strides: tuple[int, ...], padding: Padding, precision: lax.PrecisionLike
+) -> jax.Array:
+    return _standard(inputs, weights, strides, padding, precision)
+
+
+def _forward(
+    inputs: jax.Array, weights: jax.Array, strides: tuple[int, ...], padding: Padding, precision: lax.PrecisionLike
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _standard(inputs, weights, strides, padding, precision), (inputs, weights)
+
+
+def _backward(
+    strides: tuple[int, ...],
+    padding: Padding,
+    precision: lax.PrecisionLike,
+    saved: tuple[jax.Array, jax.Array],
+    cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    def standard(argument: int, inputs: jax.Array, weights: jax.Array, cotangent: jax.Array) -> jax.Array:
+        _, pull = jax.vjp(lambda *both: _standard(*both, strides, padding, precision), inputs, weights)
+        return pull(cotangent)[argument]
+
+    # The platform is known when the program is lowered, which may be for another one than that of this process. Two
+    # choices and not one, so that a gradient that nobody reads, such as the one by images, disappears.
+    by_inputs, by_weights = (
+        lax.platform_dependent(
+            *saved, cotangent, cpu=partial(own, strides, padding, precision), default=partial(standard, argument)
+        )
+        for argument, own in enumerate((_input_gradient, _weight_gradient))
+    )
+    return by_inputs, by_weights
+
+
+_convolve.defvjp(_forward, _backward)
+
+
+def _input_gradient(
+    strides: tuple[int, ...],
+    padding: Padding,
+    precision: lax.PrecisionLike,
+    inputs: jax.Array,
+    weights: jax.Array,
+    cotangent: jax.Array,
+) -> jax.Array:
+    """The convolution of the spread cotangent with the mirrored kernel."""
+    spread = [(0, 0, 0)]
+    for size, kernel, stride, (low, _), positions in zip(
+        inputs.shape[1:-1], weights.shape, strides, padding, cotangent.shape[1:-1], strict=False
+    ):
+        before = kernel - 1 - low
+        covered = (positions - 1) * stride + 1
+        spread.append((before, size + kernel - 1 - before - covered, stride - 1))
+    spread.append((0, 0, 0))
+    axes = tuple(range(weights.ndim - 2))
+    mirrored = jnp.flip(weights, axes).swapaxes(-1, -2)
+    ones, nothing = (1,) * len(axes), ((0, 0),) * len(axes)
+    return _standard(lax.pad(cotangent, jnp.zeros((), cotangent.dtype), spread), mirrored, ones, nothing, precision)
+
+
+def _weight_gradient(
+    strides: tuple[int, ...],
+    padding: Padding,
+    precision: lax.PrecisionLike,
+    inputs: jax.Array,
+    weights: jax.Array,
+    cotangent: jax.Array,
+) -> jax.Array:
+    """The product of shifted inputs and shifted cotangents, summed over chunks of the batch.
+
+    A matrix product of 3x3 patches `[positions, 9 * channels]` with the cotangent `[positions, filters]` spends more
+    time on copies than on arithmetic where filters are few. Half of the shifts belong to the cotangent instead: a
+    pixel meets the cotangents of all rows that read it, `[positions, 3 * channels]` and `[positions, 3 * filters]`,
+    whose product has an entry for each of the 9 shifts. That takes a first axis of stride 1 and another axis.
+    """
+    rows = weights.shape[0] if strides[0] == 1 and len(strides) == 2 else 1
+    channels, filters = weights.shape[-2:]
+    others = weights.shape[1:-2] if rows > 1 else weights.shape[:-2]
+
+    def product(inputs: jax.Array, cotangent: jax.Array) -> jax.Array:
+        positions = cotangent.shape[1:-1]
+        if rows > 1:
+            low, high = padding[0]
+            positions = (inputs.shape[1], *positions[1:])
+            cotangent = _shifts(cotangent, (rows, 1), (1, 1), ((rows - 1 - low, rows - 1 - high), (0, 0)), positions)
+            inputs = _shifts(inputs, (1, *others), strides, ((0, 0), *padding[1:]), positions)
+        else:
+            inputs = _shifts(inputs, others, strides, padding, positions)
+        parts = _devices(inputs.shape[0])
+        inputs, cotangent = (x.reshape(parts, -1, x.shape[-1]) for x in (inputs, cotangent))
+        summed_in = jnp.promote_types(inputs.dtype, jnp.float32)
+        return jnp.einsum("pia,pib->pab", inputs, cotangent, precision=precision, preferred_element_type=summed_in)
+
+    copied = (math.prod(others) * channels + rows * filters) * inputs.dtype.itemsize
+    chunk = _chunk(inputs.shape[0], copied * math.prod(cotangent.shape[1:-1]))
+    # Chunks of examples far apart, which leaves a batch split over devices where it is.
+    inputs, cotangent = (x.reshape(chunk, -1, *x.shape[1:]) for x in (inputs, cotangent))
+
+    def add(i: jax.Array, total: jax.Array) -> jax.Array:
+        return total + product(*(lax.dynamic_index_in_dim(x, i, 1, keepdims=False) for x in (inputs, cotangent)))
+
+    nothing = jax.eval_shape(product, inputs[:, 0], cotangent[:, 0])
+    total = lax.fori_loop(0, inputs.shape[1], add, lax.full_like(inputs, 0, nothing.dtype, nothing.shape)).sum(0)
+    total = total.reshape(*others, channels, rows, filters)
+    if rows > 1:
+        # Reading cotangents from before to after meets the rows of the kernel from last to first.
+        total = jnp.moveaxis(jnp.flip(total, -2), -2, 0)
+    return total.reshape(weights.shape).astype(weights.dtype)
+
+
+def _shifts(
+    x: jax.Array, kernel: tuple[int, ...], strides: tuple[int, ...], padding: Padding, positions: tuple[int, ...]
+) -> jax.Array:
+    """x `[batch, ..., channels]`, padded and read from every offset: `[batch, *positions, offsets * channels]`."""
+    zero = jnp.zeros((), x.dtype)
+    x = lax.pad(x, zero, [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)])
+    pieces = []
+    for offset in itertools.product(*(range(size) for size in kernel)):
+        spans = zip(offset, positions, strides, strict=True)
+        slices = [slice(first, first + (count - 1) * stride + 1, stride) for first, count, stride in spans]
+        pieces.append(x[:, *slices])
+    return jnp.concatenate(pieces, axis=-1)
+
+
+def _devices(batch: int) -> int:
+    """Over how many devices the batch may be split: sums of each are added once, after all chunks."""
+    count = jax.device_count()
+    return count if batch % count == 0 else 1
+
+
+def _chunk(batch: int, example_bytes: int) -> int:
+    """How many examples of a batch go into one product: a divisor of the batch, the same number from every device."""
+    devices = _devices(batch)
+    each = batch // devices
+    most = min(each, max(1, _CHUNK_BYTES // example_bytes))
+    return devices * next(count for count in range(most, 0, -1) if each % count == 0)

@@ -1,0 +1,165 @@
+"""Exact attention over a database of any size: one pass for bounds, then each query as far as it needs.
+
+The threshold of sparsemax over any subset of the scores is a lower bound of the threshold over all, and a candidate
+whose score does not exceed that bound has no weight. So a query is settled by the candidates of its best blocks as soon
+as no other block's bound exceeds the threshold found on them. Bounds need not be tight: candidates that may get no
+weight are masked where blocks are opened, not in the pass over everything.
+
+    1. one pass over all keys leaves the maximum of every block; or an index bounds it, without any pass
+    2. every query opens its best blocks
+    3. queries that this does not settle open many more, a few queries at a time
+    4. those that are still not settled are solved by passes over all keys (`passes`)
+
+Solving is mergeable: the support of the whole lies in the union of the supports of its parts. Where candidates are
+split over devices, the same steps run on each for its own candidates, and what is listed is exchanged and solved
+together.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from protojax.ops import clusters, listed, passes, tiles
+from protojax.ops.clusters import ClusterIndex
+from protojax.ops.listed import Plan, Solved
+from protojax.ops.tiles import Candidates, Queries
+
+_FIRST = 2048, 64
+"""Candidates in the blocks that every query opens after the pass, and how many of them are listed."""
+
+_MORE = 16384, 256
+"""The same for queries that are not settled by these."""
+
+_BY_INDEX = ((64, 64), (256, 64), (1024, 128))
+"""Blocks opened and candidates listed where an index gives the bounds, one after the other."""
+
+_WORTHWHILE = 16
+"""One in so many blocks of an index may be opened for a query; a pass costs less than more of them."""
+
+_TOGETHER = 8
+"""Queries that an index, more blocks or passes are used for at once."""
+
+
+def solve(candidates: Candidates, queries: Queries, index: ClusterIndex | None, plan: Plan) -> Solved:
+    """Attention of all queries over all candidates, of this device or of all that share the axis of the plan."""
+    if plan.normalizer == "softmax":
+        return passes.solve(candidates, queries, plan)
+    if index is None:
+        return _by_pass(candidates, queries, None, plan)
+    batch = queries.scaled.shape[0]
+    solved, needed = _by_index(candidates, queries, index, plan)
+
+    def in_groups(solved: Solved) -> Solved:
+        return _in_groups(solved, ~solved.settled, lambda rows: _by_pass(candidates, queries.take(rows), needed, plan))
+
+    if batch < 4 * _TOGETHER:
+        return in_groups(solved)
+    few = (~solved.settled).sum() <= 2 * _TOGETHER
+    return lax.cond(few, in_groups, lambda _: _by_pass(candidates, queries, needed, plan), solved)
+
+
+def _by_pass(candidates: Candidates, queries: Queries, needed: jax.Array | None, plan: Plan) -> Solved:
+    """All queries, from the maxima of all blocks, or where an index shows that they are `needed`."""
+    bounds = _maxima(candidates, queries, needed, plan.rows)
+    opened = _opener(candidates, queries, bounds, plan.rows, plan)
+    solved = opened(jnp.arange(queries.scaled.shape[0]), max(_FIRST[0] // plan.rows, 1), _FIRST[1])
+    solved = _once_more(solved, bounds, max(_MORE[0] // plan.rows, 1), _MORE[1], opened, plan)
+    return _in_groups(solved, ~solved.settled, lambda rows: passes.solve(candidates, queries.take(rows), plan))
+
+
+def _by_index(candidates: Candidates, queries: Queries, index: ClusterIndex, plan: Plan) -> tuple[Solved, jax.Array]:
+    """All queries as far as an index settles them, and the blocks of it that the others need, `[blocks]`."""
+    batch, blocks = queries.scaled.shape[0], index.radii.shape[0]
+    rows = candidates.keys.shape[0] // blocks
+
+    def of_group(needed: jax.Array, group: Queries) -> tuple[jax.Array, Solved]:
+        bounds = clusters.bounds(index, group.scaled)
+        opened = _opener(candidates, group, bounds, rows, plan)
+        solved = opened(jnp.arange(bounds.shape[0]), *_BY_INDEX[0])
+        for more, k in _BY_INDEX[1:]:
+            if more * _WORTHWHILE <= blocks:
+                solved = _once_more(solved, bounds, more, k, opened, plan)
+        own = (bounds > _threshold(solved)[:, None]) & ~solved.settled[:, None]
+        return needed | own.any(axis=0), solved
+
+    size = min(_TOGETHER, batch)
+    groups = -(-batch // size)
+    # The last group is filled up with the last query.
+    in_groups = jax.tree.map(lambda x: x.reshape(groups, size, *x.shape[1:]), queries.take(jnp.arange(groups * size)))
+    needed, solved = lax.scan(of_group, jnp.zeros((blocks,), bool), in_groups)
+    return jax.tree.map(lambda x: x.reshape(groups * size, *x.shape[2:])[:batch], solved), needed
+
+
+def _opener(
+    candidates: Candidates, queries: Queries, bounds: jax.Array, rows: int, plan: Plan
+) -> Callable[[jax.Array, int, int], Solved]:
+    """What solves some queries by opening their best blocks."""
+
+    def opened(chosen: jax.Array, blocks: int, k: int) -> Solved:
+        own = bounds.at[chosen].get(mode="clip")
+        best = tiles.best_of_blocks(candidates, queries.take(chosen), own, rows, blocks, k)
+        return listed.solve(candidates, best, plan)
+
+    return opened
+
+
+def _threshold(solved: Solved) -> jax.Array:
+    """The threshold `[batch]` found so far: at most the one over all candidates."""
+    return jnp.where(solved.size > 0, solved.top + solved.threshold, -jnp.inf)
+
+
+def _once_more(
+    solved: Solved, bounds: jax.Array, blocks: int, k: int, opened: Callable[[jax.Array, int, int], Solved], plan: Plan
+) -> Solved:
+    """Opens more blocks for the queries that are not settled, where those blocks can settle them."""
+    needed = plan.highest((bounds > _threshold(solved)[:, None]).sum(axis=1).astype(jnp.float32))
+    return _in_groups(solved, ~solved.settled & (needed <= blocks), lambda rows: opened(rows, blocks, k))
+
+
+def _in_groups(solved: Solved, waiting: jax.Array, solve_rows: Callable[[jax.Array], Solved]) -> Solved:
+    """Replaces the answers of the waiting queries `[batch]`, a few at a time."""
+    batch = waiting.shape[0]
+
+    def body(state: tuple) -> tuple:
+        solved, waiting = state
+        rows = jnp.nonzero(waiting, size=min(_TOGETHER, batch), fill_value=batch)[0]
+        solved = jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), solved, solve_rows(rows))
+        return solved, waiting.at[rows].set(False, mode="drop")
+
+    return lax.while_loop(lambda state: state[1].any(), body, (solved, waiting))[0]
+
+
+def _maxima(candidates: Candidates, queries: Queries, needed: jax.Array | None, rows: int) -> jax.Array:
+    """Upper bounds `[batch, blocks]` of the scores in every block; -inf where it is empty or not needed.
+
+    Args:
+      candidates: all of this device.
+      queries: all of them.
+      needed: bool `[blocks of the index]`; other blocks hold no candidate with a weight. None: read all.
+      rows: candidates in a block, here.
+    """
+    blocks = tiles.block_count(candidates, rows)
+
+    def body(maxima: jax.Array, tile: Candidates, start: jax.Array) -> jax.Array:
+        def read(maxima: jax.Array) -> jax.Array:
+            part = tiles.block_maxima(tiles.scores_of(tile, queries, masked=False), rows)
+            # A maximum may pass over NaN; where a key is not finite, the block is to be opened.
+            broken = tiles.block_maxima((~jnp.isfinite(tile.keys)).any(axis=1).astype(jnp.float32)[:, None], rows)
+            part = jnp.where(broken > 0, jnp.inf, part)
+            return lax.dynamic_update_slice(maxima, part, (start // rows, 0))
+
+        if needed is None:
+            return read(maxima)
+        of_index = candidates.keys.shape[0] // needed.shape[0]
+        length = min(tile.keys.shape[0] // of_index + 2, needed.shape[0])
+        any_needed = lax.dynamic_slice_in_dim(needed, start // of_index, length).any()
+        return lax.cond(any_needed, read, lambda maxima: maxima, maxima)
+
+    maxima = jnp.full((blocks, queries.scaled.shape[0]), -jnp.inf)
+    maxima = tiles.fold(candidates, rows, body, maxima)
+    if candidates.ids is not None:
+        ids = jnp.pad(candidates.ids, (0, -candidates.ids.size % rows), constant_values=-1)
+        maxima = jnp.where((ids.reshape(-1, rows) >= 0).any(axis=1)[:, None], maxima, -jnp.inf)
+    return maxima.T

@@ -1,0 +1,184 @@
+"""A run's database through the command line: built, edited, asked about, exported; and what evaluation says then."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from protojax import cli, storage
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+EXPERIMENT = """
+name = "tiny"
+[encoder]
+kind = "conv"
+filters = [8]
+dense = [32]
+[method]
+kind = "protoattend"
+[optimizer]
+learning_rate = 0.003
+[train]
+steps = 40
+batch_size = 32
+candidate_count = 64
+log_every = 10
+checkpoint_every = 40
+[evaluate]
+candidate_count = 300
+[explain]
+count = 3
+width = 16
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(compile_fast, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "tiny.toml").write_text(EXPERIMENT)
+    assert cli.main(["train", str(folder / "tiny.toml"), "--workdir", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def protojax(run, command, *more):
+    words = command.split()
+    return cli.main([*words, "--workdir", str(run), *more])
+
+
+def results(run):
+    return json.loads((run / "results.json").read_text())
+
+
+def explained(run):
+    return json.loads((run / "figures" / "explanations.json").read_text())["decisions"]
+
+
+def prototypes(run):
+    """Candidates by how many decisions of the test split list them, most first."""
+    decisions = explained(run)
+    ids, counts = np.unique([p["id"] for d in decisions for p in d["prototypes"]], return_counts=True)
+    return ids[np.argsort(-counts)].tolist(), decisions
+
+
+def test_edits_hold_in_evaluation_and_explanation(run, capsys):
+    before = results(run)
+    assert before["database"] == {"count": 300, "removed": 0, "edits": []}
+    assert protojax(run, "explain", "--count", "12") == 0
+    (first, second, *_), _ = prototypes(run)
+    stored = storage.shards(run / "database")
+    label = stored.whole("labels")[stored.whole("ids") == second].item()
+    other = (label + 1) % 10
+
+    capsys.readouterr()
+    assert protojax(run, "what-if", "--remove", str(first), "--relabel", f"{second}={other}", "--count", "4") == 0
+    printed = capsys.readouterr().out
+    asked = json.loads((run / "figures" / "what_if.json").read_text())
+    assert f"without {first} (" in printed and f"with {second} as {other}, not {label}" in printed
+    assert f"{len(asked['changed'])} change" in printed and str(run / "figures" / "what_if.png") in printed
+    assert results(run) == before and storage.info(run / "database")["edits"] == []
+
+    assert protojax(run, "database remove", "--ids", str(first)) == 0
+    assert "holds 299 candidates" in capsys.readouterr().out
+    assert protojax(run, "database relabel", "--ids", str(second), "--label", str(other)) == 0
+    assert protojax(run, "evaluate") == 0
+    after = results(run)
+    assert after["database"]["count"] == 299 and after["database"]["removed"] == 1
+    assert [(e["edit"], e["examples"]) for e in after["database"]["edits"]] == [("remove", 1), ("relabel", 1)]
+    assert after["test"]["accuracy"]["prototypes"] == asked["accuracy"]["after"]
+    assert after["parameters_sha256"] == before["parameters_sha256"]
+    assert protojax(run, "explain", "--count", "12") == 0
+    ids, decisions = prototypes(run)
+    assert first not in ids and second in ids
+    assert {p["label"] for d in decisions for p in d["prototypes"] if p["id"] == second} == {other}
+    shown = {decision["id"]: decision for decision in decisions}
+    both = [decision for decision in asked["changed"] if decision["id"] in shown]
+    assert both
+    for decision in both:
+        assert shown[decision["id"]]["predicted"] == decision["after"]["predicted"]
+        assert shown[decision["id"]]["confidence"] == pytest.approx(decision["after"]["confidence"], abs=1e-5)
+
+    capsys.readouterr()
+    assert protojax(run, "database info") == 0
+    printed = capsys.readouterr().out
+    assert "candidates 299, and 1 empty place" in printed
+    assert f"remove {first}" in printed and f"relabel {second} as {other}" in printed
+    assert "which is that of the run" in printed
+
+    # What was edited is not replaced unasked, neither by a new build nor by other settings.
+    assert protojax(run, "evaluate", "evaluate.candidate_count=100") == 2
+    assert protojax(run, "database build") == 2
+    assert "was edited (remove, relabel); --overwrite builds it anew and loses that" in capsys.readouterr().err
+    assert protojax(run, "database build", "--overwrite") == 0
+    assert protojax(run, "evaluate") == 0
+    assert results(run)["database"] == before["database"]
+    assert results(run)["test"]["accuracy"] == before["test"]["accuracy"]
+
+
+def test_examples_of_other_splits_become_prototypes(run, capsys):
+    assert protojax(run, "database append", "--split", "validation") == 0
+    assert protojax(run, "database append", "--split", "validation") == 2
+    assert "in the database already" in capsys.readouterr().err
+    assert protojax(run, "evaluate") == 0
+    database = results(run)["database"]
+    validation = database["count"] - 300
+    assert validation > 50 and database["edits"][0]["examples"] == validation
+    assert protojax(run, "explain", "--count", "12") == 0
+    appended = set(storage.shards(run / "database").whole("ids")[300:].tolist())
+    assert appended & set(prototypes(run)[0])
+    assert protojax(run, "database append", "--split", "test", "--ids", "999999") == 2
+    assert "id 999999 is not in split test" in capsys.readouterr().err
+
+
+def test_a_database_built_by_hand_stays(run, capsys):
+    shutil.rmtree(run / "database")
+    assert protojax(run, "database info") == 2
+    assert f"has no database; protojax database build --workdir {run} encodes one" in capsys.readouterr().err
+    assert protojax(run, "database build", "--split", "validation", "--count", "50") == 0
+    assert protojax(run, "evaluate") == 0
+    assert results(run)["database"]["count"] == 50
+    assert [edit["edit"] for edit in results(run)["database"]["edits"]] == ["build"]
+    assert protojax(run, "database build", "--count", "99999", "--overwrite") == 2
+    assert "--count 99999: the train split has" in capsys.readouterr().err
+
+
+def test_an_export_is_made_of_the_edited_database(run, tmp_path, capsys):
+    ids = storage.shards(run / "database").whole("ids")
+    assert protojax(run, "database remove", "--ids", ",".join(map(str, ids[:5].tolist()))) == 0
+    capsys.readouterr()
+    assert protojax(run, "export", "--output", str(tmp_path / "out")) == 0
+    assert capsys.readouterr().out.split()[0] == str(tmp_path / "out" / "prediction.jaxexport")
+    about = json.loads((tmp_path / "out" / "description.json").read_text())
+    assert (np.load(tmp_path / "out" / about["database"]["ids"]["file"])[:5] == -1).all()
+    assert protojax(run, "export", "--output", str(tmp_path / "out")) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("database remove --ids 999999", "ids [999999] are not in the database"),
+        ("database relabel --ids 999999 --label 3", "ids [999999] are not in the database"),
+        ("database relabel --ids 3 --label eleven", "--label: no class 'eleven'"),
+        ("what-if --relabel 3=11", "--relabel: no class '11'"),
+        ("what-if --remove 3 --ids 999999", "id 999999 is not in split test"),
+        ("explain --ids 999999", "id 999999 is not in split test"),
+        ("explain --least-confident 999999", "999999 least confident were asked for among"),
+    ],
+)
+def test_what_is_wrong_is_named_before_anything_is_read(trained, capsys, monkeypatch, command, message):
+    def nothing_may_be_restored(*_):
+        raise AssertionError("the checkpoint was read")
+
+    monkeypatch.setattr("protojax.train.restore", nothing_may_be_restored)
+    before = (trained / "database" / "manifest.json").read_bytes()
+    assert protojax(trained, command) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
+    assert (trained / "database" / "manifest.json").read_bytes() == before
