@@ -2,6 +2,7 @@
 
 from protojax.ops.attention import Attended, attend, dense_attend
 from protojax.ops.clusters import ClusterIndex, cluster, cluster_index
+from protojax.ops.largest import top_k
 from protojax.ops.losses import cross_entropy, weight_entropy
 from protojax.ops.metrics import (
     Coverage,
@@ -35,5 +36,6 @@ __all__ = [
     "sparsemax",
     "sparsemax_parts",
     "sparsemax_threshold",
+    "top_k",
     "weight_entropy",
 ]
