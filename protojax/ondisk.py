@@ -259,7 +259,7 @@ def _merged(one: ops.Attended, other: ops.Attended, listed: int) -> ops.Attended
         return jnp.concatenate([getattr(one, name), getattr(other, name)], axis=1)
 
     weights = jnp.concatenate([one.weights * shares[0], other.weights * shares[1]], axis=1)
-    best, order = jax.lax.top_k(weights, min(listed, weights.shape[1]))
+    best, order = ops.top_k(weights, min(listed, weights.shape[1]))
     ids, labels = (
         jnp.where(best > 0, jnp.take_along_axis(both(name), order, axis=1), EMPTY) for name in ("ids", "labels")
     )

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
-from protojax import sharding
+from protojax import ops, sharding
 from protojax.config import Settings
 from protojax.data import resident
 from protojax.methods import Batch, Method, Variables
@@ -88,8 +88,7 @@ def build(
 
     def choose(variables: Variables, keys: jax.Array, arrays: Any, batch: Batch) -> jax.Array:
         margin = relevance(variables, keys, arrays, batch).margin
-        # The barrier keeps XLA on CPU from turning a later slice of the result into a full sort.
-        return lax.optimization_barrier(lax.top_k(margin, count)[1])
+        return ops.top_k(margin[None], count)[1][0]
 
     @partial(jax.jit, donate_argnums=0, out_shardings=sharding.replicated(mesh))
     def encode_chunk(keys: jax.Array, variables: Variables, arrays: Any, start: Any) -> jax.Array:

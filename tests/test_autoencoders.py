@@ -1,11 +1,15 @@
 """The prototype autoencoder and the attention autoencoder against float64 references in NumPy."""
 
+import json
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from protojax import config, methods
+from protojax import config, experiment, health, methods
 from protojax.candidates import CandidateDatabase
 from protojax.methods import attention_autoencoder, prototype_autoencoder
 from protojax.networks import Autoencoder
@@ -161,6 +165,20 @@ def test_decoding_is_aligned_with_encoding(size):
     np.testing.assert_allclose(network.apply(variables, y, (size, size, 1)), pull(y)[0], atol=1e-4)
 
 
+@pytest.mark.parametrize("strides", [(2, 2, 2, 2), (2, 2, 2, 1)])
+def test_footprints_are_where_a_token_looks(strides):
+    network = Autoencoder((2, 2, 2, 2), strides, "he")
+    shape = (28, 28, 1)
+    image = jnp.asarray(RNG.uniform(0, 1, (1, *shape)), jnp.float32)
+    variables = network.init(jax.random.key(0), image)
+    # Without negative weights every pixel that a token reads has an influence.
+    variables = jax.tree.map(lambda x: jnp.abs(x) + 0.01, variables)
+    footprints = network.footprints(shape)
+    np.testing.assert_allclose(footprints.sum(axis=(1, 2)), 1)
+    influence = jax.jacobian(lambda x: network.apply(variables, x).sum(axis=-1).ravel())(image)[:, 0, :, :, 0]
+    np.testing.assert_array_equal(footprints > 0, np.asarray(influence) > 0)
+
+
 def test_prototypes_stand_for_their_nearest_examples():
     prototypes = RNG.uniform(0, 1, (4, 6)).astype(np.float32)
     latents = RNG.uniform(0, 1, (50, 6)).astype(np.float32)
@@ -198,6 +216,60 @@ def test_a_prediction_has_the_form_of_every_method(system):
     np.testing.assert_allclose(prediction.support.weights, -np.sort(-shares)[:, :3], atol=1e-5)
     mass = np.stack([(shares * (np.asarray(memory.labels) == m)).sum(axis=1) for m in range(CLASSES)])
     np.testing.assert_allclose(prediction.confidence, mass.max(axis=0), atol=1e-5)
+
+
+def test_prototypes_that_do_no_work_are_found():
+    prototypes = np.eye(5, 6)
+    prototypes[3] = prototypes[1] + 1e-4
+    pictures = RNG.uniform(0, 1, (5, 4, 4, 1))
+    pictures[4] = pictures[0] + 1e-3
+    views = {
+        "prototypes": prototypes,
+        "prototype_pictures": pictures,
+        "nearest_distances": np.array([[0.1], [0.2], [3.0], [0.1], [0.1]]),
+        "nearest_labels": np.array([[0], [1], [1], [0], [0]]),
+        "typical_distance": np.full(5, 1.0),
+    }
+    found = health.examine(views, np.array([0, 1, 1, 3]), 4)
+    assert found == {
+        "prototypes": 5,
+        "collapsed": [[1, 3]],
+        "same_picture": [[0, 4]],
+        "far": [2],
+        "classes_without_prototype": [2, 3],
+        "dead_classes": [2],
+    }
+    lines = health.warnings(found, ["a", "b", "c", "d"])
+    assert "prototypes that fell together: 1 and 3" in lines
+    assert "classes that are never decided: c" in lines and len(lines) == 5
+
+
+@pytest.mark.parametrize("system", ["prototypes", "attention"])
+def test_a_run_shows_itself(system, tmp_path):
+    method = "prototype_autoencoder" if system == "prototypes" else "attention_autoencoder"
+    tree = {
+        "name": system,
+        "data": {"augment": {"standardize": False, "elastic_amplitude": 4.0, "elastic_sigma": 2.0}},
+        "encoder": {"kind": "autoencoder", "strides": [2, 1, 1, 1], "initializer": "he"},
+        "method": {"kind": method},
+        "train": {"steps": 30, "batch_size": 128, "log_every": 10},
+    }
+    with warnings.catch_warnings():
+        # After 30 steps prototypes are not healthy yet, and the run says so.
+        warnings.simplefilter("ignore")
+        results = experiment.train_run(config.from_tree(tree, "test"), tmp_path / "run", quiet=True)
+    assert results["test"]["accuracy"]["prototypes"] > 0.2
+    assert np.sum(results["test"]["confusion"]) == results["test"]["examples"]
+    assert results["health"]["prototypes"] == 15
+    figures = tmp_path / "run" / "figures"
+    record = json.loads((figures / "portraits.json").read_text())
+    assert np.shape(record["views"]["prototype_pictures"]) == (15, 8, 8, 1)
+    drawn = ["reconstructions", "deformed", "prototypes", "prototype_to_class", "image_to_class"]
+    for name in drawn + (["attention", "feature_to_image"] if system == "attention" else []):
+        with Image.open(figures / f"{name}.png") as picture:
+            assert min(picture.size) > 100
+    again = experiment.evaluate_run(experiment.open_run(tmp_path / "run", quiet=True), quiet=True)
+    assert again["test"] == results["test"]
 
 
 def test_what_does_not_fit_is_refused():

@@ -260,7 +260,8 @@ class TrainSettings(Section):
     the same ones and gives the same gradient, but encodes with derivatives only those with a weight; `retrieved` takes
     those of the whole training split that score best for the batch, by keys that are refreshed now and then."""
     candidate_chunk: PositiveInt = 256
-    """`support`: candidates encoded together, which bounds the memory of the step."""
+    """Examples encoded together where `support` encodes its candidates, which bounds the memory of the step, and where
+    `retrieved` refreshes its keys."""
     refresh_every: PositiveInt = 100
     """`retrieved`: steps between two encodings of the keys of the whole training split."""
     seed: NonNegativeInt = 0

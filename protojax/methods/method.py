@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from protojax import ops
 from protojax.candidates import CandidateDatabase
 from protojax.methods.retrieval import Retrieval
 
@@ -90,9 +90,7 @@ def support_of(weights: jax.Array, ids: jax.Array, labels: jax.Array, width: int
     """
     if width > weights.shape[-1]:
         raise ValueError(f"a support of width {width} was asked for from a database of {weights.shape[-1]} candidates")
-    # The barriers keep XLA on CPU from turning a later slice of the result into a full sort; a single one around both
-    # arrays makes it fail on several devices.
-    heaviest, places = map(lax.optimization_barrier, lax.top_k(weights, width))
+    heaviest, places = ops.top_k(weights, width)
     used = heaviest > 0
     return Support(
         ids=jnp.where(used, ids[places], -1),

@@ -59,7 +59,8 @@ class Autoencoder(nn.Module):
     def footprints(self, shape: tuple[int, int, int]) -> np.ndarray:
         """What every token of the latent map sees of an image: the share of the paths to it that start at each pixel.
 
-        Receptive fields are nearly as large as the image; paths crowd at their centres, as influence does.
+        Receptive fields are nearly as large as the image; paths crowd at their centres, as influence does. A path
+        through the middle of a kernel counts twice, so that strides of 2 leave no pattern.
 
         Returns:
           float64 `[h * w, height, width]`, each summing to 1.
@@ -72,7 +73,7 @@ class Autoencoder(nn.Module):
         paths = np.eye(sizes[0])
         for size, wanted, stride in zip(sizes[:-1], sizes[1:], self.strides, strict=True):
             offset = np.arange(size)[None] - np.arange(wanted)[:, None] * stride + _before(size, wanted, stride)
-            paths = ((offset >= 0) & (offset < _KERNEL)) @ paths
+            paths = np.maximum(2 - np.abs(offset - 1), 0) @ paths
         return paths / paths.sum(axis=1, keepdims=True)
 
     def _sizes(self, shape: tuple[int, int, int]) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 from protojax.ops.attention import Attended, attend, dense_attend
 from protojax.ops.clusters import ClusterIndex, cluster, cluster_index
 from protojax.ops.distance import squared_euclidean
+from protojax.ops.largest import top_k
 from protojax.ops.losses import cross_entropy, weight_entropy
 from protojax.ops.metrics import (
     Coverage,
@@ -37,5 +38,6 @@ __all__ = [
     "sparsemax_parts",
     "sparsemax_threshold",
     "squared_euclidean",
+    "top_k",
     "weight_entropy",
 ]

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import export, lax
 
-from protojax.ops import clusters, gradient, metrics, sharded, simplex, streamed, tiles
+from protojax.ops import clusters, gradient, metrics, sharded, simplex, streamed
 from protojax.ops.clusters import ClusterIndex
 from protojax.ops.gradient import Cotangents
+from protojax.ops.largest import top_k
 from protojax.ops.listed import Plan, Solved
 from protojax.ops.tiles import Candidates, Queries
 
@@ -218,7 +219,7 @@ def _dense(
     parts_of = simplex.sparsemax_parts if normalizer == "sparsemax" else simplex.softmax_parts
     weights, threshold, size = parts_of(_scores(queries, keys), where=where)
     outputs = jnp.einsum("bc,cv->bv", weights, values.astype(jnp.float32), precision=lax.Precision.HIGHEST)
-    heaviest, places = tiles.top_k(weights, width)
+    heaviest, places = top_k(weights, width)
     used = heaviest > 0
     mass = None
     if classes is not None:

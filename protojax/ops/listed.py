@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from protojax.ops import metrics, simplex, tiles
+from protojax.ops.largest import top_k
 from protojax.ops.tiles import Candidates, Listed
 
 
@@ -86,7 +87,7 @@ def heaviest(gathered: Gathered, weights: jax.Array, width: int) -> tuple[jax.Ar
     """Places, ids, labels and weights `[batch, width]` of the largest weights."""
     missing = max(width - weights.shape[1], 0)
     weights, *rest = (jnp.pad(x, [(0, 0), (0, missing)]) for x in (weights, *gathered[1:]))
-    best, order = tiles.top_k(weights, width)
+    best, order = top_k(weights, width)
     places, ids, labels = (jnp.take_along_axis(x, order, axis=1) for x in rest)
     return places, jnp.where(best > 0, ids, -1), jnp.where(best > 0, labels, -1), best
 

@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import custom_batching, lax
 
+from protojax.ops.largest import top_k
+
 _BLOCK = 64
 """Scores summed in one go; sums of blocks are then summed, which keeps the rounding of a million terms near 1e-7."""
 
@@ -88,10 +90,9 @@ def _by_chunks(z: jax.Array) -> Root:
     rows, n = z.shape
     chunk = -(-n // (_CHUNKS * _LANES)) * _LANES
     whole = n // chunk * chunk
-    # Barriers: XLA on CPU would merge the two maxima into one loop that is three times slower, and would make a full
-    # sort of a top_k whose result is sliced.
+    # The barrier keeps XLA on CPU from merging the two maxima into one loop that is three times slower.
     lanes = lax.optimization_barrier(_maxima(z[:, :whole].reshape(rows, -1, chunk // _LANES, _LANES)))
-    best, places = lax.optimization_barrier(lax.top_k(lanes.max(axis=2), _BEST + 1))
+    best, places = top_k(lanes.max(axis=2), _BEST + 1)
     # The threshold of the first k of descending scores is largest for their support.
     first = _usable(best[:, :1])
     sums = itertools.accumulate(best[:, i : i + 1] - first for i in range(_BEST))
@@ -128,7 +129,7 @@ def _go_on(z: jax.Array, root: Root, open_rows: jax.Array) -> Root:
 
     def body(state: tuple) -> tuple:
         root, still_open = state
-        _, places = lax.optimization_barrier(lax.top_k(still_open[:, 0].astype(jnp.int32), together))
+        _, places = top_k(still_open[:, 0].astype(jnp.int32), together)
         found = _newton(z[places], root.top[places], root.low[places] * _LEFT)
         root = Root(*(x.at[places].set(y) for x, y in zip(root, found, strict=True)))
         return root, still_open.at[places].set(False)

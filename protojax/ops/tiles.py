@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from protojax.ops.largest import top_k
+
 _TILE = 4096
 """Candidates read at once; their scores for 128 queries fit the cache of a CPU core."""
 
@@ -63,15 +65,6 @@ class Listed(NamedTuple):
     """int32 `[batch, k]`: where they lie on this device."""
     beyond: jax.Array
     """float32 `[batch]`: no score that is not listed is higher."""
-
-
-def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """`lax.top_k` that stays one: without a barrier XLA on CPU turns a later slice of the result into a full sort.
-
-    Each result has its own barrier, as one around both aborts the compilation of a program for several devices.
-    """
-    largest, places = lax.top_k(x, k)
-    return lax.optimization_barrier(largest), lax.optimization_barrier(places)
 
 
 def block_count(candidates: Candidates, rows: int) -> int:
