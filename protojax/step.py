@@ -98,7 +98,7 @@ def prepare(batch: Batch, key: jax.Array, *, settings: Settings, classes: int, k
     """Augments the images of a batch and of its candidates, and replaces labels where the experiment wants noise."""
     data = settings.data
 
-    def prepared(part: Batch, part_key: jax.Array) -> Batch:
+    def prepared(part: Batch, part_key: jax.Array | None) -> Batch:
         inputs, label = part["inputs"], part["label"]
         if kind == "image":
             inputs = images.transform(inputs, data.augment, part_key, part["id"])
@@ -109,7 +109,7 @@ def prepare(batch: Batch, key: jax.Array, *, settings: Settings, classes: int, k
     query_key, candidate_key = jax.random.split(key)
     result = prepared(batch, query_key)
     if "candidates" in batch:
-        result["candidates"] = prepared(batch["candidates"], candidate_key)
+        result["candidates"] = prepared(batch["candidates"], candidate_key if data.augment.candidates else None)
     return result
 
 

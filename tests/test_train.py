@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from protojax import checkpoint, config, data, step, train
+from protojax.data import images
 from protojax.methods import Method
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -113,6 +114,18 @@ def test_steps_per_dispatch_does_not_matter(digits, tmp_path):
     one = fit(settings_with(steps=4, steps_per_dispatch=1), digits, tmp_path / "one")
     four = fit(settings_with(steps=4, steps_per_dispatch=4), digits, tmp_path / "four")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.state.params, four.state.params)
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_candidates_are_augmented_where_the_settings_say_so(digits, moved):
+    tree = {**TINY, "data": {"augment": {"flip_horizontal": True, "candidates": moved}}}
+    part = {name: np.stack([digits.train[i][name] for i in range(32)]) for name in ("id", "inputs", "label")}
+    batch = jax.tree.map(jnp.asarray, {**part, "candidates": part})
+    settings = config.from_tree(tree, "test")
+    prepared = step.prepare(batch, jax.random.key(0), settings=settings, classes=10, kind="image")
+    plain = images.transform(batch["inputs"], settings.data.augment)
+    as_they_are = [bool((part["inputs"] == plain).all()) for part in (prepared, prepared["candidates"])]
+    assert as_they_are == [False, not moved]
 
 
 def test_a_damaged_checkpoint_is_named(digits, tmp_path):

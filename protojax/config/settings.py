@@ -27,6 +27,9 @@ class AugmentSettings(Section):
     """Standard deviation, in pixels, of the Gaussian that smooths the field."""
     standardize: bool = True
     """Per-image standardisation to mean 0, standard deviation 1; also applied outside training."""
+    candidates: bool = True
+    """Whether the candidates of a training step are moved and deformed, too. The database that decides afterwards never
+    is: where an image and its mirror image do not look alike, candidates can be learnt that only augmentation makes."""
 
 
 class NumericColumn(Section):
