@@ -176,8 +176,7 @@ def compile(settings: Settings, dataset: DataSet) -> Loop:
     sampler = sampler_of(settings, dataset)
     _, feed_key, step_key = _keys(settings)
     is_resident = settings.data.feeding == "resident"
-    # XLA on CPU runs convolutions inside a loop about 20 times slower (jax 0.10 to 0.12), and calls cost it nothing.
-    steps = 1 if jax.default_backend() == "cpu" else train.steps_per_dispatch
+    steps = train.steps_per_dispatch
 
     retriever = None
     if train.candidates == "retrieved":

@@ -272,7 +272,7 @@ class TrainSettings(Section):
     """Arithmetic of the encoder; parameters, attention and losses stay float32."""
     parallel: Literal["jit", "pmap"] = "jit"
     steps_per_dispatch: PositiveInt = 1
-    """Steps of one compiled call on an accelerator; checkpoints, evaluations and the end fall on multiples of it."""
+    """Steps of one compiled call; checkpoints, evaluations and the end fall on multiples of it."""
     log_every: PositiveInt = 50
     checkpoint_every: PositiveInt = 1000
     keep: PositiveInt = 2
