@@ -40,8 +40,7 @@ class Implementation(NamedTuple):
     check: Callable[[Any], bool] | None = None
     """Whether the result of `run` is that of the float64 reference."""
     goal: float | None = None
-    """Of a peer: how many times longer than ours it is to take. Of ours: how many times longer than the first at most,
-    and of the first itself, than the floor."""
+    """Of a peer: how many times longer than ours it is to take. Of ours: how many times longer than the first at most."""
     memory_goal: float | None = None
     """Bytes that it is to take at most."""
     extra_seconds: float = 0.0

@@ -87,9 +87,7 @@ def goal(row: dict[str, Any]) -> str:
     if (wanted := row["goal"]) is not None:
         ratio = row["ratio_to_ours"]
         if not row["implementation"].startswith("protojax"):
-            found.append(f"at least {wanted:g}x: {_met(ratio >= wanted)}")
-        elif ratio == 1:
-            found.append(f"at most {wanted:g}x the floor: {_met(row['ratio_to_floor'] <= wanted)}")
+            found.append(f"at least {wanted:.3g}x: {_met(ratio >= wanted)}")
         else:
             found.append(f"at most {wanted:g}x: {_met(ratio <= wanted)}")
     if (most := row["memory_goal"]) is not None and row["memory_bytes"] is not None:

@@ -22,8 +22,11 @@ from protojax.ops.tiles import Candidates, Queries
 
 Normalizer = Literal["sparsemax", "softmax"]
 
-_DENSE = 1 << 22
-"""So many scores are computed at once rather than tile by tile."""
+_DENSE = 1 << 14
+"""Up to so many candidates, all scores are computed at once rather than tile by tile: it takes less time there."""
+
+_DENSE_SCORES = 1 << 22
+"""Of all queries together, at most, for the memory they take."""
 
 _SPARE, _OPEN = 31, 256
 """Rows added to a batch of unknown size (`jax.export`), and how many it is taken for where the execution is chosen."""
@@ -124,7 +127,8 @@ def attend(
     if execution is None:
         split = mesh is not None and mesh.shape[mesh.axis_names[0]] > 1
         scores = (_OPEN if is_open else batch) * candidates
-        execution = "sharded" if split else "dense" if scores <= _DENSE else "streamed"
+        is_small = candidates <= _DENSE and scores <= _DENSE_SCORES
+        execution = "sharded" if split else "dense" if is_small else "streamed"
     if index is not None:
         clusters.check(index, keys)
     rows = next(rows for most, rows in _ROWS if candidates <= most)

@@ -5,7 +5,7 @@ whose score does not exceed that bound has no weight. So a query is settled by t
 as no other block's bound exceeds the threshold found on them. Bounds need not be tight: candidates that may get no
 weight are masked where blocks are opened, not in the pass over everything.
 
-    1. one pass over all keys leaves the maximum of every block; or an index bounds it, without any pass
+    1. one pass over all keys leaves the maximum of every block; for few queries an index bounds it, without any pass
     2. every query opens its best blocks
     3. queries that this does not settle open many more, a few queries at a time
     4. those that are still not settled are solved by passes over all keys (`passes`)
@@ -32,64 +32,48 @@ _FIRST = 2048, 64
 _MORE = 16384, 256
 """The same for queries that are not settled by these."""
 
-_BY_INDEX = ((64, 64), (256, 64), (1024, 128))
+_BY_INDEX = (64, 64), (256, 64), (1024, 64), (2048, 128)
 """Blocks opened and candidates listed where an index gives the bounds, one after the other."""
 
-_WORTHWHILE = 16
+_WORTHWHILE = 15
 """One in so many blocks of an index may be opened for a query; a pass costs less than more of them."""
 
 _TOGETHER = 8
-"""Queries that an index, more blocks or passes are used for at once."""
+"""Queries for which more blocks are opened, or passes made, at once."""
+
+_FEW = 4
+"""Queries that ask an index; more of them share a pass in less time."""
 
 
 def solve(candidates: Candidates, queries: Queries, index: ClusterIndex | None, plan: Plan) -> Solved:
     """Attention of all queries over all candidates, of this device or of all that share the axis of the plan."""
     if plan.normalizer == "softmax":
         return passes.solve(candidates, queries, plan)
-    if index is None:
-        return _by_pass(candidates, queries, None, plan)
-    batch = queries.scaled.shape[0]
-    solved, needed = _by_index(candidates, queries, index, plan)
-
-    def in_groups(solved: Solved) -> Solved:
-        return _in_groups(solved, ~solved.settled, lambda rows: _by_pass(candidates, queries.take(rows), needed, plan))
-
-    if batch < 4 * _TOGETHER:
-        return in_groups(solved)
-    few = (~solved.settled).sum() <= 2 * _TOGETHER
-    return lax.cond(few, in_groups, lambda _: _by_pass(candidates, queries, needed, plan), solved)
+    if index is None or queries.scaled.shape[0] > _FEW:
+        return _by_pass(candidates, queries, plan)
+    solved = _by_index(candidates, queries, index, plan)
+    return _in_groups(solved, ~solved.settled, lambda rows: _by_pass(candidates, queries.take(rows), plan))
 
 
-def _by_pass(candidates: Candidates, queries: Queries, needed: jax.Array | None, plan: Plan) -> Solved:
-    """All queries, from the maxima of all blocks, or where an index shows that they are `needed`."""
-    bounds = _maxima(candidates, queries, needed, plan.rows)
+def _by_pass(candidates: Candidates, queries: Queries, plan: Plan) -> Solved:
+    """All queries, from the maxima of all blocks."""
+    bounds = _maxima(candidates, queries, plan.rows)
     opened = _opener(candidates, queries, bounds, plan.rows, plan)
     solved = opened(jnp.arange(queries.scaled.shape[0]), max(_FIRST[0] // plan.rows, 1), _FIRST[1])
     solved = _once_more(solved, bounds, max(_MORE[0] // plan.rows, 1), _MORE[1], opened, plan)
     return _in_groups(solved, ~solved.settled, lambda rows: passes.solve(candidates, queries.take(rows), plan))
 
 
-def _by_index(candidates: Candidates, queries: Queries, index: ClusterIndex, plan: Plan) -> tuple[Solved, jax.Array]:
-    """All queries as far as an index settles them, and the blocks of it that the others need, `[blocks]`."""
-    batch, blocks = queries.scaled.shape[0], index.radii.shape[0]
-    rows = candidates.keys.shape[0] // blocks
-
-    def of_group(needed: jax.Array, group: Queries) -> tuple[jax.Array, Solved]:
-        bounds = clusters.bounds(index, group.scaled)
-        opened = _opener(candidates, group, bounds, rows, plan)
-        solved = opened(jnp.arange(bounds.shape[0]), *_BY_INDEX[0])
-        for more, k in _BY_INDEX[1:]:
-            if more * _WORTHWHILE <= blocks:
-                solved = _once_more(solved, bounds, more, k, opened, plan)
-        own = (bounds > _threshold(solved)[:, None]) & ~solved.settled[:, None]
-        return needed | own.any(axis=0), solved
-
-    size = min(_TOGETHER, batch)
-    groups = -(-batch // size)
-    # The last group is filled up with the last query.
-    in_groups = jax.tree.map(lambda x: x.reshape(groups, size, *x.shape[1:]), queries.take(jnp.arange(groups * size)))
-    needed, solved = lax.scan(of_group, jnp.zeros((blocks,), bool), in_groups)
-    return jax.tree.map(lambda x: x.reshape(groups * size, *x.shape[2:])[:batch], solved), needed
+def _by_index(candidates: Candidates, queries: Queries, index: ClusterIndex, plan: Plan) -> Solved:
+    """Queries as far as an index settles them, without a pass."""
+    bounds = clusters.bounds(index, queries.scaled)
+    blocks = bounds.shape[1]
+    opened = _opener(candidates, queries, bounds, candidates.keys.shape[0] // blocks, plan)
+    solved = opened(jnp.arange(bounds.shape[0]), *_BY_INDEX[0])
+    for more, k in _BY_INDEX[1:]:
+        if more * _WORTHWHILE <= blocks:
+            solved = _once_more(solved, bounds, more, k, opened, plan)
+    return solved
 
 
 def _opener(
@@ -121,41 +105,39 @@ def _once_more(
 def _in_groups(solved: Solved, waiting: jax.Array, solve_rows: Callable[[jax.Array], Solved]) -> Solved:
     """Replaces the answers of the waiting queries `[batch]`, a few at a time."""
     batch = waiting.shape[0]
+    if batch <= _TOGETHER:
+        # Not a loop: XLA moves what does not change in a loop before it, and does it whether or not the loop runs.
+        def once(solved: Solved) -> Solved:
+            found = solve_rows(jnp.arange(batch))
+            return jax.tree.map(lambda old, new: jnp.where(_like(waiting, old), new, old), solved, found)
+
+        return lax.cond(waiting.any(), once, lambda solved: solved, solved)
 
     def body(state: tuple) -> tuple:
         solved, waiting = state
-        rows = jnp.nonzero(waiting, size=min(_TOGETHER, batch), fill_value=batch)[0]
+        rows = jnp.nonzero(waiting, size=_TOGETHER, fill_value=batch)[0]
         solved = jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), solved, solve_rows(rows))
         return solved, waiting.at[rows].set(False, mode="drop")
 
     return lax.while_loop(lambda state: state[1].any(), body, (solved, waiting))[0]
 
 
-def _maxima(candidates: Candidates, queries: Queries, needed: jax.Array | None, rows: int) -> jax.Array:
-    """Upper bounds `[batch, blocks]` of the scores in every block; -inf where it is empty or not needed.
+def _like(waiting: jax.Array, x: jax.Array) -> jax.Array:
+    return waiting.reshape(-1, *(1,) * (x.ndim - 1))
 
-    Args:
-      candidates: all of this device.
-      queries: all of them.
-      needed: bool `[blocks of the index]`; other blocks hold no candidate with a weight. None: read all.
-      rows: candidates in a block, here.
-    """
+
+def _maxima(candidates: Candidates, queries: Queries, rows: int) -> jax.Array:
+    """Upper bounds `[batch, blocks]` of the scores in every block of `rows` candidates; -inf where it is empty."""
     blocks = tiles.block_count(candidates, rows)
+    # A maximum may pass over NaN; where a key is not finite, the block is to be opened. A product with 0 shows it, in
+    # less time than a look at every number; the barrier hides from XLA that it is 0.
+    nothing = lax.optimization_barrier(jnp.zeros(candidates.keys.shape[1:]))
 
     def body(maxima: jax.Array, tile: Candidates, start: jax.Array) -> jax.Array:
-        def read(maxima: jax.Array) -> jax.Array:
-            part = tiles.block_maxima(tiles.scores_of(tile, queries, masked=False), rows)
-            # A maximum may pass over NaN; where a key is not finite, the block is to be opened.
-            broken = tiles.block_maxima((~jnp.isfinite(tile.keys)).any(axis=1).astype(jnp.float32)[:, None], rows)
-            part = jnp.where(broken > 0, jnp.inf, part)
-            return lax.dynamic_update_slice(maxima, part, (start // rows, 0))
-
-        if needed is None:
-            return read(maxima)
-        of_index = candidates.keys.shape[0] // needed.shape[0]
-        length = min(tile.keys.shape[0] // of_index + 2, needed.shape[0])
-        any_needed = lax.dynamic_slice_in_dim(needed, start // of_index, length).any()
-        return lax.cond(any_needed, read, lambda maxima: maxima, maxima)
+        part = tiles.block_maxima(tiles.scores_of(tile, queries, masked=False), rows)
+        broken = jnp.isnan(tile.keys.astype(jnp.float32) @ nothing).astype(jnp.float32)
+        part = jnp.where(tiles.block_maxima(broken[:, None], rows) > 0, jnp.inf, part)
+        return lax.dynamic_update_slice(maxima, part, (start // rows, 0))
 
     maxima = jnp.full((blocks, queries.scaled.shape[0]), -jnp.inf)
     maxima = tiles.fold(candidates, rows, body, maxima)

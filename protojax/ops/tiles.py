@@ -50,10 +50,7 @@ class Queries(NamedTuple):
 
     def take(self, rows: jax.Array) -> "Queries":
         """Those of some rows; a row beyond the last stands for the last."""
-        # The barrier ties a single query to the loop that takes it: XLA would move all its work before the loop, and do
-        # it whether or not the loop runs.
-        queries, rows = lax.optimization_barrier((self, rows))
-        return jax.tree.map(lambda x: x.at[rows].get(mode="clip"), queries)
+        return jax.tree.map(lambda x: x.at[rows].get(mode="clip"), self)
 
 
 class Listed(NamedTuple):

@@ -60,9 +60,9 @@ def test_blocks_are_compact():
     assert ops.cluster_index(keys[ops.cluster(keys, ROWS)], ROWS).radii.mean() < 0.2 * mixed.mean()
 
 
-@pytest.mark.parametrize("batch", [1, 40])
+@pytest.mark.parametrize("batch", [1, 3, 40])
 def test_an_index_never_changes_a_result(batch):
-    # Few and many queries go different ways.
+    # One, few and many queries go different ways.
     @jax.jit
     def attend(queries, keys, values, ids, exclude, index):
         options = {"width": 20, "shares": (0.5,), "execution": "streamed"}
