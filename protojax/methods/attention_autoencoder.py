@@ -115,8 +115,8 @@ def build(autoencoder: nn.Module, classes: int, settings: AttentionAutoencoderSe
         }
         weights = (settings.class_weight, settings.reconstruction_weight, settings.attention_weight)
         total = sum(weight * term for weight, term in zip(weights, terms.values(), strict=True))
-        correct = jnp.argmax(logits, axis=-1) == batch["label"]
-        return total, ({}, {**terms, "accuracy_prototypes": correct.mean(dtype=jnp.float32)})
+        correct = (jnp.argmax(logits, axis=-1) == batch["label"]).mean(dtype=jnp.float32)
+        return total, ({}, {**terms, f"accuracy_{'encoder' if settings.head == 'linear' else 'prototypes'}": correct})
 
     def encode(variables: Variables, inputs: jax.Array) -> dict[str, jax.Array]:
         return {"latent": network.apply(variables, inputs)[1]["latent"]}

@@ -67,7 +67,7 @@ class Network(nn.Module):
         return logits, {
             "latent": latent,
             "distances": distances,
-            "reconstruction": nn.sigmoid(self.autoencoder(maps, inputs.shape[1:])),
+            "reconstruction": self.decode(latent, inputs.shape[1:]),
         }
 
 
