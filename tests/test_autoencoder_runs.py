@@ -13,7 +13,7 @@ from protojax import checkpoint, cli, config, data, experiment, train
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
 SYSTEMS = ["prototype_autoencoder", "attention_autoencoder"]
-STEPS = 60
+STEPS = 100
 
 
 def settings_of(method: str, **training) -> config.Settings:

@@ -61,7 +61,10 @@ def test_what_cannot_be_compared_is_named(runs, tmp_path, capsys):
     run_folder(tmp_path / "seeds" / "seed-3", FIRST)
     for second, message in (
         (tmp_path / "absent", f"{tmp_path}/absent is no run folder: it has no run.json"),
-        (tmp_path / "seeds", f"holds one run for each seed; give one of them, such as {tmp_path}/seeds/seed-3"),
+        (
+            tmp_path / "seeds",
+            f"holds one run for each of several seeds; give one of them, such as {tmp_path}/seeds/seed-3",
+        ),
         (fresh, f"{fresh} has no results yet; protojax evaluate --workdir {fresh} writes them"),
         (fewer, f"{fewer}/results.json has no confusion matrix of its 3 classes"),
         (damaged, f"{damaged}/results.json: damaged: "),

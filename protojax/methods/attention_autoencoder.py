@@ -27,6 +27,11 @@ from protojax.methods.encoder import without_support
 from protojax.methods.method import Batch, Method, Prediction, Variables
 from protojax.methods.prototype_autoencoder import PrototypeLayer, decided, nearest_examples, views_of_prototypes
 
+PROTOTYPE_SCALE, WEIGHT_SCALE = 0.5, 0.1
+"""Where the head "distances" starts, on which the paper is silent. With the [0, 1) of Li et al., made for 40 dimensions,
+distances in 160 are so large that the first cross-entropies are in the hundreds, and the first epochs go into undoing
+them. Prototypes of half the size are as long in 160 dimensions as those are in 40."""
+
 
 class TokenAttention(nn.Module):
     """Scaled dot-product attention of tokens among themselves, in one or several heads."""
@@ -68,8 +73,10 @@ class Network(nn.Module):
 
     def setup(self) -> None:
         self.attention = TokenAttention(self.heads)
-        is_linear = self.head == "linear"
-        self.layer = nn.Dense(self.classes) if is_linear else PrototypeLayer(self.count, self.classes)
+        if self.head == "linear":
+            self.layer = nn.Dense(self.classes)
+        else:
+            self.layer = PrototypeLayer(self.count, self.classes, PROTOTYPE_SCALE, WEIGHT_SCALE)
 
     def decode(self, latent: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
         """Images `[n, *shape]` in [0, 1] of attended latents `[n, size]`."""
