@@ -28,9 +28,9 @@ from protojax.methods.method import Batch, Method, Prediction, Variables
 from protojax.methods.prototype_autoencoder import PrototypeLayer, decided, nearest_examples, views_of_prototypes
 
 PROTOTYPE_SCALE, WEIGHT_SCALE = 0.5, 0.1
-"""Where the head "distances" starts, on which the paper is silent. With the [0, 1) of Li et al., made for 40 dimensions,
-distances in 160 are so large that the first cross-entropies are in the hundreds, and the first epochs go into undoing
-them. Prototypes of half the size are as long in 160 dimensions as those are in 40."""
+"""Where the head "distances" starts, which the paper does not say. With [0, 1) of Li et al., made for 40 dimensions,
+distances in 160 are so large that the first cross-entropies are in the hundreds, and training goes into undoing them.
+Prototypes of half the size are as long in 160 dimensions as those are in 40."""
 
 
 class TokenAttention(nn.Module):
