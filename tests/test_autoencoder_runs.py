@@ -16,12 +16,17 @@ SYSTEMS = ["prototype_autoencoder", "attention_autoencoder"]
 STEPS = 100
 
 
-def settings_of(method: str, **training) -> config.Settings:
+def settings_of(method: str, filters: tuple[int, ...] = (32, 32, 32, 10), **training) -> config.Settings:
     return config.from_tree(
         {
             "name": method,
             "data": {"augment": {"standardize": False, "elastic_amplitude": 4.0, "elastic_sigma": 2.0}},
-            "encoder": {"kind": "autoencoder", "strides": [2, 1, 1, 1], "initializer": "he"},
+            "encoder": {
+                "kind": "autoencoder",
+                "filters": list(filters),
+                "strides": [2, 1, 1, 1][: len(filters)],
+                "initializer": "he",
+            },
             "method": {"kind": method},
             "optimizer": {"learning_rate": 0.005, "schedule": "constant"},
             "train": {"batch_size": 128, "log_every": 10, **training},
@@ -90,7 +95,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(method, tmp_path):
 
     def fit(folder, steps):
         folder.mkdir(exist_ok=True)
-        return train.fit(settings_of(method, steps=steps), dataset, folder, lambda *_: {"score": 0.0}, quiet=True)
+        return train.fit(
+            settings_of(method, (4, 3), steps=steps), dataset, folder, lambda *_: {"score": 0.0}, quiet=True
+        )
 
     whole = fit(tmp_path / "whole", 5)
     fit(tmp_path / "parts", 2)
