@@ -112,9 +112,24 @@ def _add_train(commands: Any) -> None:
 
 
 def _add_evaluate(commands: Any) -> None:
-    example = "protojax evaluate --workdir runs/digits evaluate.neighbours=25"
-    parser = _command(commands, "evaluate", "Score the whole test split anew.", example, _REOPENED)
-    _add_run(parser)
+    example = (
+        "protojax evaluate --workdir runs/digits evaluate.neighbours=25\n"
+        "  protojax evaluate --compare runs/prototypes runs/attention --output compared"
+    )
+    more = (
+        "With --compare nothing is scored: the confusion matrices in the results of two\n"
+        "runs are drawn side by side.\n" + _REOPENED
+    )
+    parser = _command(commands, "evaluate", "Score the whole test split anew, or compare two runs.", example, more)
+    which = parser.add_mutually_exclusive_group(required=True)
+    _add_run(which, required=False)
+    which.add_argument("--compare", metavar="RUN", type=Path, nargs=2, help="two run folders, each of one seed")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="receives confusions.png and confusions.json (default: figures of the first run compared)",
+    )
 
 
 def _add_explain(commands: Any) -> None:
@@ -204,8 +219,8 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the export that the folder holds")
 
 
-def _add_run(parser: _Parser) -> None:
-    parser.add_argument("--workdir", metavar="RUN", type=Path, required=True, help="run folder")
+def _add_run(parser: argparse._ActionsContainer, required: bool = True) -> None:
+    parser.add_argument("--workdir", metavar="RUN", type=Path, required=required, help="run folder")
 
 
 def _add_split(parser: _Parser, default: str | None, what: str) -> None:
@@ -240,13 +255,13 @@ def numbers(parsed: argparse.Namespace, option: str) -> list[int] | None:
     return [int(number) for number in numbers]
 
 
-def check_workdir(workdir: Path) -> None:
+def check_workdir(workdir: Path, option: str = "--workdir") -> None:
     # What exists of the path decides whether the rest can be made.
     there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise ValueError(f"--workdir {workdir}: {there} is a file; give a folder")
+        raise ValueError(f"{option} {workdir}: {there} is a file; give a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"--workdir {workdir}: no permission to write in {there}; give another folder")
+        raise ValueError(f"{option} {workdir}: no permission to write in {there}; give another folder")
 
 
 def size(text: str | None) -> tuple[int, int] | None:

@@ -117,8 +117,27 @@ def _train(parsed: argparse.Namespace) -> None:
 def _evaluate(parsed: argparse.Namespace) -> None:
     from protojax import experiment
 
+    if parsed.compare:
+        _compare(parsed)
+        return
+    if parsed.output:
+        raise ValueError("--output is where --compare writes; an evaluation is written into its run folder")
     values.check_workdir(parsed.workdir)
     _report(parsed.workdir, experiment.evaluate_run(_opened(parsed)))
+
+
+def _compare(parsed: argparse.Namespace) -> None:
+    from protojax import compare
+
+    if parsed.overrides:
+        raise ValueError(f"evaluate --compare scores nothing and takes no settings, got {' '.join(parsed.overrides)}")
+    record = compare.confusions(parsed.compare)
+    output = parsed.output or parsed.compare[0] / "figures"
+    values.check_workdir(output, "--output")
+    files = compare.write(output, record)
+    for scored in record["runs"]:
+        print(f"test accuracy {scored['accuracy']:.4g}  {scored['run']}")
+    print("", *files, sep="\n")
 
 
 def _explain(parsed: argparse.Namespace) -> None:
@@ -226,12 +245,15 @@ def _flat(test: dict[str, Any]) -> list[str]:
         return "-" if value is None else f"{value:.4g}"
 
     accuracy, support, needed = test["accuracy"], test["support"], test["prototypes_for"]
-    return [
+    lines = [
         f"test accuracy of the encoder     {shown(accuracy['encoder'])}",
         f"test accuracy of the prototypes  {shown(accuracy['prototypes'])}",
         f"support size, median             {shown(support['median'])}",
         "prototypes for 50/90/95 %        " + " / ".join(shown(needed[s]) for s in ("50", "90", "95")),
     ]
+    if lost := test.get("reconstruction"):
+        lines.append(f"squared error of decoded pixels  {shown(lost['mean_squared_error'])}")
+    return lines
 
 
 _COMMANDS = {

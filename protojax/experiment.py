@@ -1,6 +1,5 @@
 """What the command line does, as functions: train, evaluate and explain an experiment in its run folder."""
 
-import json
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
@@ -61,7 +60,7 @@ def train_run(settings: Settings, folder: Path, overwrite: bool = False, quiet: 
     }
     if summary["examples_per_second"] is None:
         # A run that had nothing left to do keeps the speed it was measured at.
-        summary = {**summary, **_previous(folder).get("train", {})}
+        summary = {**summary, **run.results(folder).get("train", {})}
     opened = open_run(folder, settings, dataset, quiet, trained)
     results = evaluate_run(opened, summary, quiet)
     explain_run(opened, count=settings.explain.count, quiet=quiet)
@@ -94,7 +93,7 @@ def evaluate_run(opened: Opened, trained: Mapping[str, Any] | None = None, quiet
     results = {
         "experiment": settings.name,
         "seed": settings.train.seed,
-        "train": dict(trained or _previous(folder).get("train", {"steps": int(opened.state.step)})),
+        "train": dict(trained or run.results(folder).get("train", {"steps": int(opened.state.step)})),
         "test": evaluate.results(scored, dataset.info.label_names),
         "parameters_sha256": checkpoint.digest(opened.state.params),
         "database": curate.summary(folder),
@@ -103,6 +102,8 @@ def evaluate_run(opened: Opened, trained: Mapping[str, Any] | None = None, quiet
         results["test"]["shift"] = {name: evaluate.shift(scored, other) for name, other in shifted.items()}
     if settings.evaluate.neighbours:
         results["test"]["neighbours"] = _neighbours(opened, scored, quiet)
+    if lost := self_portrait.reconstruction(opened, quiet):
+        results["test"]["reconstruction"] = lost
     if found := self_portrait.examine(opened, scored):
         results["health"] = found
         for line in health.warnings(found, dataset.info.label_names):
@@ -211,8 +212,3 @@ def _neighbours(opened: Opened, scored: Scored, quiet: bool) -> dict[str, Any]:
     test, k = encoded(dataset.test), settings.evaluate.neighbours
     judged = neighbours.judge(opened.memory, encoded(dataset.validation), test, k, len(dataset.info.label_names))
     return neighbours.results(judged, test, k, scored)
-
-
-def _previous(folder: Path) -> dict[str, Any]:
-    path = folder / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

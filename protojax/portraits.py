@@ -68,12 +68,16 @@ def write(
         )
     tables = {
         "prototype_to_class": ("Weights from prototypes (rows) to classes", None, label_names),
-        "image_to_class": ("Logits of classes for images (rows)", names, label_names),
+        "image_to_class": ("Logits of classes for images (rows), minus their mean", names, label_names),
         "feature_to_image": ("Attended features (rows), summed over tokens, for images", None, names),
     }
     for name, (title, rows, columns) in tables.items():
         if name in views:
-            drawn[name] = matrix(title, views[name], rows, columns)
+            values = np.asarray(views[name], np.float64)
+            if name == "image_to_class":
+                # What all classes have in common decides nothing, and is large where logits are sums of distances.
+                values = values - values.mean(axis=1, keepdims=True)
+            drawn[name] = matrix(title, values, rows, columns)
     record = {
         "schema": SCHEMA,
         "label_names": list(label_names),
@@ -141,15 +145,15 @@ def _rows(title: str, rows: Mapping[str, Sequence[Any]], names: Sequence[str]) -
     figure = Figure(figsize=(max(0.8 * columns, 6), 0.6 + 0.95 * len(rows)), layout="constrained")
     figure.suptitle(title, fontsize=10)
     grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes, name in zip(grid[0], names, strict=True):
+        axes.set_title(name[:12], fontsize=7)
     for line, images in zip(grid, rows.values(), strict=True):
-        for axes, shown, name in zip(line, images, names, strict=True):
+        for axes, shown in zip(line, images, strict=True):
             axes.set_axis_off()
             image, heat = shown if isinstance(shown, tuple) else (shown, None)
             _show(axes, image)
             if heat is not None:
                 axes.imshow(heat, cmap="inferno", alpha=0.6)
-            if line is grid[0]:
-                axes.set_title(name[:12], fontsize=7)
     return figure
 
 

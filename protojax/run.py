@@ -86,6 +86,21 @@ def label_names(folder: Path) -> tuple[str, ...]:
     return _recorded(folder, lambda tree, record: tuple(tree["data"]["label_names"]))
 
 
+def results(folder: Path) -> dict[str, Any]:
+    """What `results.json` of a run folder says; empty where there is none yet.
+
+    Raises:
+      RunError: the file is damaged.
+    """
+    path = folder / "results.json"
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path}: damaged: {error}; protojax evaluate --workdir {folder} writes it anew") from None
+
+
 def _recorded(folder: Path, take: Callable[[Any, str], Any]) -> Any:
     record = folder / "run.json"
     try:

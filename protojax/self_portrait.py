@@ -1,14 +1,19 @@
-"""A run with prototypes of its own, looked at: its portraits, and the health of its prototypes."""
+"""A run with prototypes of its own, looked at: its portraits, what its decoder loses, the health of its prototypes."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from protojax import health, portraits, readable
+from protojax import database, health, portraits, readable, sharding
+from protojax.candidates import CandidateDatabase
 from protojax.data import images
-from protojax.evaluate import Scored
+from protojax.database import Transform
+from protojax.evaluate import Scored, number
+from protojax.methods import Batch, Method, Variables
 from protojax.opened import Opened
 from protojax.portraits import Subject
 
@@ -24,6 +29,41 @@ def examine(opened: Opened, scored: Scored) -> dict[str, Any] | None:
     if "prototypes" not in views:
         return None
     return health.examine(views, scored.predicted, len(opened.dataset.info.label_names))
+
+
+def reconstruction(opened: Opened, quiet: bool = False) -> dict[str, float | None] | None:
+    """How far the decoder is from the images of the test split; None for a method that reconstructs nothing.
+
+    Returns:
+      `mean_squared_error` and `binary_cross_entropy` (nats) of pixels in [0, 1], means over pixels and images.
+    """
+    method, source = opened.method, opened.dataset.test
+    variables, memory = opened.state.variables, opened.memory
+    if method.views is None:
+        return None
+    one = _prepared(opened, _batch(source, np.arange(1)))
+    if "reconstructions" not in jax.eval_shape(method.views, variables, memory, one):
+        return None
+    errors = partial(_errors, method, opened.transform, *sharding.everywhere((variables, memory)))
+    batch_size = opened.settings.evaluate.batch_size
+    _, _, found = database.over(source, np.arange(len(source)), batch_size, errors, "decode", progress=not quiet)
+    return {name: number(values.mean(dtype=np.float64)) for name, values in found.items()}
+
+
+@partial(jax.jit, static_argnames=("method", "transform"))
+def _errors(
+    method: Method, transform: Transform, variables: Variables, memory: CandidateDatabase, batch: Batch
+) -> dict[str, jax.Array]:
+    pixels = transform(batch["inputs"], batch["id"])
+    decoded = method.views(variables, memory, {**batch, "inputs": pixels})["reconstructions"]
+    # A float32 next to 0 or 1 has a logarithm; what rounding made 0 or 1 has none.
+    likely = decoded.clip(1e-7, 1 - 1e-7)
+    entropy = -(pixels * jnp.log(likely) + (1 - pixels) * jnp.log1p(-likely))
+    axes = tuple(range(1, pixels.ndim))
+    return {
+        "mean_squared_error": jnp.square(decoded - pixels).mean(axes),
+        "binary_cross_entropy": entropy.mean(axes),
+    }
 
 
 def draw(opened: Opened) -> list[Path]:
@@ -61,7 +101,11 @@ def _batch(source: Any, positions: np.ndarray) -> dict[str, np.ndarray]:
     return {key: np.stack([example[key] for example in examples]) for key in ("id", "inputs", "label")}
 
 
+def _prepared(opened: Opened, batch: Batch) -> Batch:
+    return {**batch, "inputs": opened.transform(batch["inputs"], batch["id"])}
+
+
 def _views(opened: Opened, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    prepared = {**batch, "inputs": opened.transform(batch["inputs"], batch["id"])}
+    prepared = _prepared(opened, batch)
     views = jax.jit(opened.method.views)(opened.state.variables, opened.memory, prepared)
     return {name: np.asarray(view) for name, view in views.items()}

@@ -1,15 +1,11 @@
 """The prototype autoencoder and the attention autoencoder against float64 references in NumPy."""
 
-import json
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
-from protojax import config, experiment, health, methods
+from protojax import config, health, methods
 from protojax.candidates import CandidateDatabase
 from protojax.methods import attention_autoencoder, prototype_autoencoder
 from protojax.networks import Autoencoder
@@ -22,6 +18,7 @@ BATCH = {
     "inputs": jnp.asarray(RNG.uniform(0, 1, (7, *SHAPE)), jnp.float32),
     "label": jnp.asarray(RNG.integers(0, CLASSES, 7), jnp.int32),
 }
+PIXELS = {"augment": {"standardize": False}}
 SYSTEMS = {
     "prototypes": {"kind": "prototype_autoencoder", "prototypes": 4},
     "attention": {"kind": "attention_autoencoder", "prototypes": 4},
@@ -32,7 +29,7 @@ SYSTEMS = {
 
 def settings_of(system: str) -> config.Settings:
     encoder = {"kind": "autoencoder", "filters": [5, 4], "strides": [2, 2]}
-    return config.from_tree({"name": "test", "encoder": encoder, "method": SYSTEMS[system]}, "test")
+    return config.from_tree({"name": "test", "data": PIXELS, "encoder": encoder, "method": SYSTEMS[system]}, "test")
 
 
 def method_and_variables(system: str, spread: float = 20.0):
@@ -60,17 +57,26 @@ def cross_entropy(logits: np.ndarray) -> float:
     return (log_sum - logits[np.arange(len(logits)), np.asarray(BATCH["label"])]).mean()
 
 
+def head_of(made: dict[str, np.ndarray], variables) -> np.ndarray:
+    """The logits of latents, and the distances between; against what the network made."""
+    layer = {k: np.asarray(v, np.float64) for k, v in variables["params"]["layer"].items()}
+    if "kernel" in layer:
+        expected = made["latent"] @ layer["kernel"] + layer["bias"]
+    else:
+        d = np.array([[((a - p) ** 2).sum() for p in layer["prototypes"]] for a in made["latent"]])
+        np.testing.assert_allclose(made["distances"], d, rtol=1e-5)
+        expected = d @ layer["weights"]
+    np.testing.assert_allclose(made["logits"], expected, rtol=1e-5)
+    return expected
+
+
 def test_every_term_of_the_prototype_autoencoder():
     method, variables = method_and_variables("prototypes")
     total, (_, metrics) = method.loss(variables, BATCH, jax.random.key(0), jnp.int32(0))
     made = made_by("prototypes", method, variables)
-    z, x = made["latent"], np.asarray(BATCH["inputs"], np.float64)
-    layer = {k: np.asarray(v, np.float64) for k, v in variables["params"]["layer"].items()}
-    d = np.array([[((a - p) ** 2).sum() for p in layer["prototypes"]] for a in z])
-    np.testing.assert_allclose(made["distances"], d, rtol=1e-5)
-    np.testing.assert_allclose(made["logits"], d @ layer["weights"], rtol=1e-5)
+    x, d = np.asarray(BATCH["inputs"], np.float64), made["distances"]
     expected = {
-        "loss_class": cross_entropy(d @ layer["weights"]),
+        "loss_class": cross_entropy(head_of(made, variables)),
         "loss_reconstruction": ((made["reconstruction"] - x) ** 2).sum(axis=(1, 2, 3)).mean(),
         "loss_prototypes_near_examples": d.min(axis=0).mean(),
         "loss_examples_near_prototypes": d.min(axis=1).mean(),
@@ -90,13 +96,15 @@ def test_every_term_of_the_attention_autoencoder(system):
     assert np.ptp(alpha) > 0.01
     shown = 1 / (1 + np.exp(-made["reconstruction"]))
     expected = {
-        "loss_class": cross_entropy(made["logits"]),
+        "loss_class": cross_entropy(head_of(made, variables)),
         "loss_reconstruction": -(x * np.log(shown) + (1 - x) * np.log(1 - shown)).mean(),
         "loss_attention": (alpha * np.log(alpha * alpha.shape[-1])).sum(axis=-1).mean(),
     }
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
     assert total == pytest.approx(np.dot([20, 1, 0.1], list(expected.values())), rel=1e-5)
+    correct = (made["logits"].argmax(axis=1) == np.asarray(BATCH["label"])).mean()
+    assert metrics["accuracy_encoder" if system == "linear" else "accuracy_prototypes"] == pytest.approx(correct)
 
 
 def test_token_attention_is_that_of_the_formula():
@@ -131,52 +139,6 @@ def test_gradients_are_those_of_finite_differences(system):
             float(loss(jax.tree.map(lambda x, d, by=by: x + by * d, variables, direction))) for by in (1e-3, -1e-3)
         )
         assert (ahead - behind) / 2e-3 == pytest.approx(slope, rel=2e-2)
-
-
-@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (7, 9, 2)])
-@pytest.mark.parametrize("strides", [(2, 2, 2, 2), (2, 2, 2, 1)])
-def test_the_decoder_returns_to_the_shape_of_the_image(shape, strides):
-    network = Autoencoder((3, 4, 5, 10), strides)
-    images = jnp.zeros((2, *shape))
-    latent, variables = network.init_with_output(jax.random.key(0), images)
-    assert latent.shape[1:] == network.latent_shape(shape)
-    assert network.apply(variables, latent, shape).shape == images.shape
-    kernels = [x for x in jax.tree.leaves(variables) if x.ndim == 4]
-    assert np.std(np.concatenate([np.ravel(k) for k in kernels])) == pytest.approx(0.01, rel=0.1)
-    if shape[0] == 28:
-        assert latent.shape[1:] == ((2, 2, 10) if strides[-1] == 2 else (4, 4, 10))
-    with pytest.raises(ValueError, match="a latent map of images"):
-        network.apply(variables, latent[:, :, :, :3], shape)
-
-
-@pytest.mark.parametrize("size", [7, 8, 28])
-def test_decoding_is_aligned_with_encoding(size):
-    """The transposed convolution is the adjoint of the convolution with mirrored filters."""
-    network = Autoencoder((1,), (2,))
-    image = jnp.asarray(RNG.normal(size=(1, size, size, 1)), jnp.float32)
-    variables = network.init(jax.random.key(0), image)
-    kernel = jnp.asarray(RNG.normal(size=(3, 3, 1, 1)), jnp.float32)
-    variables["params"]["encode_1"]["kernel"] = kernel
-    variables["params"]["decode_1"]["kernel"] = kernel[::-1, ::-1]
-    # The bias keeps the ReLU from acting, and drops out of the derivative.
-    variables["params"]["encode_1"]["bias"] = jnp.full(1, 1e3)
-    latent, pull = jax.vjp(lambda x: network.apply(variables, x), image)
-    y = jnp.asarray(RNG.normal(size=latent.shape), jnp.float32)
-    np.testing.assert_allclose(network.apply(variables, y, (size, size, 1)), pull(y)[0], atol=1e-4)
-
-
-@pytest.mark.parametrize("strides", [(2, 2, 2, 2), (2, 2, 2, 1)])
-def test_footprints_are_where_a_token_looks(strides):
-    network = Autoencoder((2, 2, 2, 2), strides, "he")
-    shape = (28, 28, 1)
-    image = jnp.asarray(RNG.uniform(0, 1, (1, *shape)), jnp.float32)
-    variables = network.init(jax.random.key(0), image)
-    # Without negative weights every pixel that a token reads has an influence.
-    variables = jax.tree.map(lambda x: jnp.abs(x) + 0.01, variables)
-    footprints = network.footprints(shape)
-    np.testing.assert_allclose(footprints.sum(axis=(1, 2)), 1)
-    influence = jax.jacobian(lambda x: network.apply(variables, x).sum(axis=-1).ravel())(image)[:, 0, :, :, 0]
-    np.testing.assert_array_equal(footprints > 0, np.asarray(influence) > 0)
 
 
 def test_prototypes_stand_for_their_nearest_examples():
@@ -244,39 +206,14 @@ def test_prototypes_that_do_no_work_are_found():
     assert "classes that are never decided: c" in lines and len(lines) == 5
 
 
-@pytest.mark.parametrize("system", ["prototypes", "attention"])
-def test_a_run_shows_itself(system, tmp_path):
-    method = "prototype_autoencoder" if system == "prototypes" else "attention_autoencoder"
-    tree = {
-        "name": system,
-        "data": {"augment": {"standardize": False, "elastic_amplitude": 4.0, "elastic_sigma": 2.0}},
-        "encoder": {"kind": "autoencoder", "strides": [2, 1, 1, 1], "initializer": "he"},
-        "method": {"kind": method},
-        "train": {"steps": 30, "batch_size": 128, "log_every": 10},
-    }
-    with warnings.catch_warnings():
-        # After 30 steps prototypes are not healthy yet, and the run says so.
-        warnings.simplefilter("ignore")
-        results = experiment.train_run(config.from_tree(tree, "test"), tmp_path / "run", quiet=True)
-    assert results["test"]["accuracy"]["prototypes"] > 0.2
-    assert np.sum(results["test"]["confusion"]) == results["test"]["examples"]
-    assert results["health"]["prototypes"] == 15
-    figures = tmp_path / "run" / "figures"
-    record = json.loads((figures / "portraits.json").read_text())
-    assert np.shape(record["views"]["prototype_pictures"]) == (15, 8, 8, 1)
-    drawn = ["reconstructions", "deformed", "prototypes", "prototype_to_class", "image_to_class"]
-    for name in drawn + (["attention", "feature_to_image"] if system == "attention" else []):
-        with Image.open(figures / f"{name}.png") as picture:
-            assert min(picture.size) > 100
-    again = experiment.evaluate_run(experiment.open_run(tmp_path / "run", quiet=True), quiet=True)
-    assert again["test"] == results["test"]
-
-
 def test_what_does_not_fit_is_refused():
     tree = {"name": "t", "encoder": {"kind": "conv"}, "method": {"kind": "prototype_autoencoder"}}
     with pytest.raises(config.SettingsError, match=r"need encoder\.kind = 'autoencoder'"):
         config.from_tree(tree, "test")
     tree = {"name": "t", "encoder": {"kind": "autoencoder"}, "method": {"kind": "attention_autoencoder", "heads": 3}}
+    with pytest.raises(config.SettingsError, match=r"data\.augment\.standardize must be false with encoder"):
+        config.from_tree(tree, "test")
+    tree["data"] = PIXELS
     with pytest.raises(config.SettingsError, match="heads = 3 does not divide the 10 features"):
         config.from_tree(tree, "test")
     tree["encoder"]["strides"] = [2, 2]

@@ -340,6 +340,11 @@ class Settings(Section):
                 f"method.kind = {self.method.kind!r} does not go with encoder.kind = {self.encoder.kind!r}; "
                 "prototype_autoencoder and attention_autoencoder need encoder.kind = 'autoencoder', and only they"
             )
+        if self.encoder.kind == "autoencoder" and self.data.augment.standardize:
+            raise ValueError(
+                "data.augment.standardize must be false with encoder.kind = 'autoencoder': "
+                "its decoder gives pixels from 0 to 1"
+            )
         if self.method.kind == "attention_autoencoder" and self.encoder.filters[-1] % self.method.heads:
             raise ValueError(
                 f"method.heads = {self.method.heads} does not divide the {self.encoder.filters[-1]} features of a "

@@ -33,13 +33,17 @@ class PrototypeLayer(nn.Module):
 
     count: int
     classes: int
+    prototype_scale: float = 1.0
+    """Prototypes start uniform in [0, scale), and so do the weights in theirs."""
+    weight_scale: float = 1.0
 
     @nn.compact
     def __call__(self, latent: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Logits `[batch, classes]` and distances `[batch, prototypes]` of `latent` `[batch, size]`."""
-        uniform = nn.initializers.uniform(1.0)
-        prototypes = self.param("prototypes", uniform, (self.count, latent.shape[-1]), jnp.float32)
-        weights = self.param("weights", uniform, (self.count, self.classes), jnp.float32)
+        uniform = nn.initializers.uniform
+        shape = (self.count, latent.shape[-1])
+        prototypes = self.param("prototypes", uniform(self.prototype_scale), shape, jnp.float32)
+        weights = self.param("weights", uniform(self.weight_scale), (self.count, self.classes), jnp.float32)
         distances = ops.squared_euclidean(latent, prototypes)
         return jnp.dot(distances, weights, precision=lax.Precision.HIGHEST), distances
 
@@ -67,7 +71,7 @@ class Network(nn.Module):
         return logits, {
             "latent": latent,
             "distances": distances,
-            "reconstruction": nn.sigmoid(self.autoencoder(maps, inputs.shape[1:])),
+            "reconstruction": self.decode(latent, inputs.shape[1:]),
         }
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from protojax.networks.convolution import conv_general_dilated
 from protojax.networks.layers import check_axes
 
 _KERNEL = 3
@@ -90,6 +91,7 @@ class Autoencoder(nn.Module):
                 stride,
                 kernel_init=_INITIALIZERS[self.initializer],
                 dtype=self.dtype,
+                conv_general_dilated=conv_general_dilated,
                 name=f"encode_{i}",
             )
             x = nn.relu(layer(x))
@@ -105,13 +107,15 @@ class Autoencoder(nn.Module):
         sizes = self._sizes(shape)
         for i in reversed(range(len(self.strides))):
             stride, wanted = self.strides[i], sizes[i]
-            layer = nn.ConvTranspose(
+            # What nn.ConvTranspose computes, which takes no convolution of others.
+            layer = nn.Conv(
                 maps[i],
                 (_KERNEL, _KERNEL),
-                (stride, stride),
                 padding=[_padding(size, n, stride) for size, n in zip(wanted, x.shape[1:3], strict=True)],
+                input_dilation=stride,
                 kernel_init=_INITIALIZERS[self.initializer],
                 dtype=self.dtype,
+                conv_general_dilated=conv_general_dilated,
                 name=f"decode_{i + 1}",
             )
             x = layer(x)

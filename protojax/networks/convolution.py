@@ -6,13 +6,16 @@ gradient by the input 10 to 30 times and the gradient by the weights 40 to 250 t
 Outside, the gradient by the weights is still slow for large batches, being a convolution with a window as large as the
 image. So on CPU the gradient by the input is written in the fast form here, and the gradient by the weights as products
 of matrices. The convolution itself is in the fast form already, and stays as it is everywhere.
+
+A transposed convolution, which spreads its input by zeros (`nn.Conv(input_dilation=...)`), is the same with the roles
+exchanged: its gradient by the input is a convolution with a stride, whose input is the cotangent.
 """
 
 import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,18 +42,21 @@ def conv_general_dilated(
 ) -> jax.Array:
     """`lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=...)`; other gradients on CPU, equal to rounding.
 
-    They are for one or two spatial axes, channels last (kernels `[..., channels, filters]`), one type, no dilation
-    and no groups; everything else is left to JAX. They have no forward mode: `jax.grad` of `jax.grad` is fine,
-    `jax.jvp` is not.
+    They are for one or two spatial axes, channels last (kernels `[..., channels, filters]`), one type, strides or a
+    dilation of the input but not both, no dilation of the kernel and no groups; everything else is left to JAX. They
+    have no forward mode: `jax.grad` of `jax.grad` is fine, `jax.jvp` is not.
     """
     axes = lhs.ndim - 2
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     spatial = tuple(range(1, axes + 1))
     channels_last = (0, axes + 1, *spatial)
+    ones = (1,) * axes
+    strides, dilation = tuple(window_strides), tuple(lhs_dilation or ones)
     plain = (
         axes in (1, 2)
         and numbers == lax.ConvDimensionNumbers(channels_last, (axes + 1, axes, *range(axes)), channels_last)
-        and all(set(dilation or (1,)) == {1} for dilation in (lhs_dilation, rhs_dilation))
+        and (dilation == ones or strides == ones and not isinstance(padding, str))
+        and tuple(rhs_dilation or ones) == ones
         and feature_group_count == batch_group_count == 1
         and lhs.dtype == rhs.dtype == (preferred_element_type or lhs.dtype)
         and lhs.size > 0
@@ -69,49 +75,52 @@ def conv_general_dilated(
             precision,
             preferred_element_type,
         )
-    strides = tuple(window_strides)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:-1], rhs.shape[:-2], strides, padding)
-    return _convolve(lhs, rhs, strides, tuple((low, high) for low, high in padding), precision)
+    return _convolve(lhs, rhs, _Window(strides, dilation, tuple((low, high) for low, high in padding)), precision)
 
 
-def _standard(
-    inputs: jax.Array, weights: jax.Array, strides: tuple[int, ...], padding: Padding, precision: lax.PrecisionLike
-) -> jax.Array:
+class _Window(NamedTuple):
+    """How a kernel moves over its input."""
+
+    strides: tuple[int, ...]
+    dilation: tuple[int, ...]
+    """Of the input; all 1 unless the strides are."""
+    padding: Padding
+
+
+def _standard(inputs: jax.Array, weights: jax.Array, window: _Window, precision: lax.PrecisionLike) -> jax.Array:
     axes = "HW"[: inputs.ndim - 2]
     numbers = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
-    return lax.conv_general_dilated(inputs, weights, strides, padding, dimension_numbers=numbers, precision=precision)
+    strides, dilation, padding = window
+    return lax.conv_general_dilated(
+        inputs, weights, strides, padding, dilation, dimension_numbers=numbers, precision=precision
+    )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _convolve(
-    inputs: jax.Array, weights: jax.Array, strides: tuple[int, ...], padding: Padding, precision: lax.PrecisionLike
-) -> jax.Array:
-    return _standard(inputs, weights, strides, padding, precision)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(inputs: jax.Array, weights: jax.Array, window: _Window, precision: lax.PrecisionLike) -> jax.Array:
+    return _standard(inputs, weights, window, precision)
 
 
 def _forward(
-    inputs: jax.Array, weights: jax.Array, strides: tuple[int, ...], padding: Padding, precision: lax.PrecisionLike
+    inputs: jax.Array, weights: jax.Array, window: _Window, precision: lax.PrecisionLike
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _standard(inputs, weights, strides, padding, precision), (inputs, weights)
+    return _standard(inputs, weights, window, precision), (inputs, weights)
 
 
 def _backward(
-    strides: tuple[int, ...],
-    padding: Padding,
-    precision: lax.PrecisionLike,
-    saved: tuple[jax.Array, jax.Array],
-    cotangent: jax.Array,
+    window: _Window, precision: lax.PrecisionLike, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     def standard(argument: int, inputs: jax.Array, weights: jax.Array, cotangent: jax.Array) -> jax.Array:
-        _, pull = jax.vjp(lambda *both: _standard(*both, strides, padding, precision), inputs, weights)
+        _, pull = jax.vjp(lambda *both: _standard(*both, window, precision), inputs, weights)
         return pull(cotangent)[argument]
 
     # The platform is known when the program is lowered, which may be for another one than that of this process. Two
     # choices and not one, so that a gradient that nobody reads, such as the one by images, disappears.
     by_inputs, by_weights = (
         lax.platform_dependent(
-            *saved, cotangent, cpu=partial(own, strides, padding, precision), default=partial(standard, argument)
+            *saved, cotangent, cpu=partial(own, window, precision), default=partial(standard, argument)
         )
         for argument, own in enumerate((_input_gradient, _weight_gradient))
     )
@@ -121,30 +130,44 @@ def _backward(
 _convolve.defvjp(_forward, _backward)
 
 
-def _input_gradient(
-    strides: tuple[int, ...],
-    padding: Padding,
-    precision: lax.PrecisionLike,
-    inputs: jax.Array,
-    weights: jax.Array,
-    cotangent: jax.Array,
-) -> jax.Array:
-    """The convolution of the spread cotangent with the mirrored kernel."""
-    spread = [(0, 0, 0)]
-    for size, kernel, stride, (low, _), positions in zip(
-        inputs.shape[1:-1], weights.shape, strides, padding, cotangent.shape[1:-1], strict=False
+def _mirrored(weights: jax.Array) -> jax.Array:
+    return jnp.flip(weights, tuple(range(weights.ndim - 2))).swapaxes(-1, -2)
+
+
+def _back(window: _Window, inputs: jax.Array, weights: jax.Array, cotangent: jax.Array) -> _Window:
+    """How the mirrored kernel moves over the cotangent: what was a stride spreads, what was spread is a stride."""
+    padding = []
+    for size, kernel, stride, dilation, (low, _), positions in zip(
+        inputs.shape[1:-1], weights.shape, *window, cotangent.shape[1:-1], strict=False
     ):
         before = kernel - 1 - low
-        covered = (positions - 1) * stride + 1
-        spread.append((before, size + kernel - 1 - before - covered, stride - 1))
-    spread.append((0, 0, 0))
-    axes = tuple(range(weights.ndim - 2))
-    mirrored = jnp.flip(weights, axes).swapaxes(-1, -2)
-    ones, nothing = (1,) * len(axes), ((0, 0),) * len(axes)
-    return _standard(lax.pad(cotangent, jnp.zeros((), cotangent.dtype), spread), mirrored, ones, nothing, precision)
+        spread, covered = (size - 1) * dilation + 1, (positions - 1) * stride + 1
+        padding.append((before, spread + kernel - 1 - before - covered))
+    return _Window(window.dilation, window.strides, tuple(padding))
+
+
+def _input_gradient(
+    window: _Window, precision: lax.PrecisionLike, inputs: jax.Array, weights: jax.Array, cotangent: jax.Array
+) -> jax.Array:
+    """The convolution of the spread cotangent with the mirrored kernel."""
+    strides, dilation, padding = _back(window, inputs, weights, cotangent)
+    spread = [(low, high, between - 1) for (low, high), between in zip(padding, dilation, strict=True)]
+    cotangent = lax.pad(cotangent, jnp.zeros((), cotangent.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
+    none = _Window(strides, (1,) * len(strides), ((0, 0),) * len(strides))
+    return _standard(cotangent, _mirrored(weights), none, precision)
 
 
 def _weight_gradient(
+    window: _Window, precision: lax.PrecisionLike, inputs: jax.Array, weights: jax.Array, cotangent: jax.Array
+) -> jax.Array:
+    if max(window.dilation) == 1:
+        return _product_of_shifts(window.strides, window.padding, precision, inputs, weights, cotangent)
+    back = _back(window, inputs, weights, cotangent)
+    mirrored = _mirrored(weights)
+    return _mirrored(_product_of_shifts(back.strides, back.padding, precision, cotangent, mirrored, inputs))
+
+
+def _product_of_shifts(
     strides: tuple[int, ...],
     padding: Padding,
     precision: lax.PrecisionLike,
@@ -152,7 +175,7 @@ def _weight_gradient(
     weights: jax.Array,
     cotangent: jax.Array,
 ) -> jax.Array:
-    """The product of shifted inputs and shifted cotangents, summed over chunks of the batch.
+    """Gradient by the weights: the product of shifted inputs and shifted cotangents, summed over chunks of the batch.
 
     A matrix product of 3x3 patches `[positions, 9 * channels]` with the cotangent `[positions, filters]` spends more
     time on copies than on arithmetic where filters are few. Half of the shifts belong to the cotangent instead: a

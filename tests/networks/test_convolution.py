@@ -100,8 +100,27 @@ def test_second_order_vmap_and_loops():
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize("axes", [1, 2])
+@pytest.mark.parametrize("dilation", [2, 3])
+@pytest.mark.parametrize("padding", [(2, 1), (0, 0), (1, 4)])
+def test_gradients_are_those_of_jax_for_the_transposed_convolutions_of_the_decoders(axes, dilation, padding):
+    def spread(convolve):
+        return lambda *arguments, **options: convolve(*arguments, (dilation,) * axes, **options)
+
+    x, w = _random(16, 6, *(4, 5)[:axes], 3), _random(17, *(3, 2)[:axes], 3, 4)
+    got, wanted = (
+        _gradients(spread(convolve), x, w, 1, [padding] * axes)
+        for convolve in (conv_general_dilated, lax.conv_general_dilated)
+    )
+    np.testing.assert_array_equal(got[0], wanted[0])
+    for ours, theirs in zip(got[1:], wanted[1:], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * float(jnp.abs(theirs).max()))
+
+
 @pytest.mark.parametrize(
-    "options", [{"feature_group_count": 2}, {"kernel_dilation": 2}, {"input_dilation": 2, "padding": 1}], ids=str
+    "options",
+    [{"feature_group_count": 2}, {"kernel_dilation": 2}, {"input_dilation": 2, "strides": 3, "padding": 1}],
+    ids=str,
 )
 def test_what_no_encoder_uses_is_left_to_jax(options):
     x = _random(15, 2, 7, 7, 4)
@@ -130,9 +149,10 @@ def test_the_platform_of_the_lowered_program_chooses():
 
 def test_a_gradient_in_a_loop_holds_only_convolutions_that_xla_runs_fast_there():
     def loss(w, x):
-        y = x
+        y, around = x, [(1, 1), (1, 1)]
         for stride in (1, 2):
-            y = conv_general_dilated(y, w, (stride, stride), [(1, 1), (1, 1)], dimension_numbers=NUMBERS[2])
+            y = conv_general_dilated(y, w, (stride, stride), around, dimension_numbers=NUMBERS[2])
+        y = conv_general_dilated(y, w, (1, 1), around, (2, 2), dimension_numbers=NUMBERS[2])
         return jnp.sum(jnp.square(y))
 
     def descend(w, x):
@@ -140,6 +160,6 @@ def test_a_gradient_in_a_loop_holds_only_convolutions_that_xla_runs_fast_there()
 
     program = jax.jit(descend).lower(jnp.zeros((3, 3, 4, 4)), jnp.zeros((5, 8, 9, 9, 4))).compile().as_text()
     convolutions = [line for line in program.splitlines() if " convolution(" in line]
-    # Two forward, and the gradient by the input of the second; the other three are products or not needed.
-    assert len(convolutions) == 3
+    # Three forward, and the gradients by the input of the last two; the other four are products or not needed.
+    assert len(convolutions) == 5
     assert all("dim_labels=b01f_01io->b01f" in line and "rhs_reversal" not in line for line in convolutions)
