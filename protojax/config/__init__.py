@@ -19,6 +19,8 @@ from protojax.config.settings import EncoderBaselineSettings as EncoderBaselineS
 from protojax.config.settings import EncoderSettings as EncoderSettings
 from protojax.config.settings import EvaluateSettings as EvaluateSettings
 from protojax.config.settings import ExplainSettings as ExplainSettings
+from protojax.config.settings import FeaturesSettings as FeaturesSettings
+from protojax.config.settings import FrozenSettings as FrozenSettings
 from protojax.config.settings import LSTMSettings as LSTMSettings
 from protojax.config.settings import MethodSettings as MethodSettings
 from protojax.config.settings import NumericColumn as NumericColumn
@@ -31,3 +33,4 @@ from protojax.config.settings import TableSettings as TableSettings
 from protojax.config.settings import TextSettings as TextSettings
 from protojax.config.settings import TrainSettings as TrainSettings
 from protojax.config.settings import VDCNNSettings as VDCNNSettings
+from protojax.config.settings import ViewSettings as ViewSettings

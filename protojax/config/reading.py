@@ -14,6 +14,8 @@ from protojax.config.settings import (
     AutoencoderSettings,
     ConvSettings,
     EncoderBaselineSettings,
+    FeaturesSettings,
+    FrozenSettings,
     LSTMSettings,
     NumericColumn,
     ProtoAttendSettings,
@@ -115,7 +117,15 @@ def _explain(error: dict[str, Any]) -> str:
     )
 
 
-_ENCODERS = (ConvSettings, ResNetSettings, VDCNNSettings, LSTMSettings, AutoencoderSettings)
+_ENCODERS = (
+    ConvSettings,
+    ResNetSettings,
+    VDCNNSettings,
+    LSTMSettings,
+    AutoencoderSettings,
+    FrozenSettings,
+    FeaturesSettings,
+)
 _METHODS = (ProtoAttendSettings, EncoderBaselineSettings, PrototypeAutoencoderSettings, AttentionAutoencoderSettings)
 _TAGS = [model.model_fields["kind"].default for model in (*_ENCODERS, *_METHODS)]
 
