@@ -110,7 +110,7 @@ def _add_recognise(commands: Any) -> None:
     parser.add_argument("--network", required=True, help="a network of encoder.network, such as resnet50")
     parser.add_argument("--weights", metavar="FILE", type=Path, required=True, help="its safetensors file")
     parser.add_argument(
-        "--names", metavar="FILE", type=Path, help="names of the classes, a line each (default: numbers)"
+        "--names", metavar="FILE", type=Path, help="names of the classes: a line each, or JSON (default: numbers)"
     )
     parser.add_argument("--top", metavar="N", type=int, default=5, help="classes shown of each image (default: 5)")
 
