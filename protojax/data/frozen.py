@@ -103,7 +103,9 @@ class Extractor:
         self._mesh = sharding.mesh()
         self._variables = sharding.everywhere(found.variables)
         self._batch = -(-settings.batch_size // self._mesh.size) * self._mesh.size
-        self._compute = jax.jit(partial(features, found.module, settings), static_argnames="augmented")
+        # What the numbers do not depend on compiles nothing anew.
+        how = settings.model_copy(update={"weights": "", "features": None, "views": 0, "batch_size": 1})
+        self._compute = partial(features, found.module, how)
         # Streamed feeding reads in threads.
         self._alone = threading.Lock()
         image = jax.ShapeDtypeStruct((1, *info.input_shape), jnp.uint8)
@@ -133,6 +135,7 @@ class Extractor:
         return found
 
 
+@partial(jax.jit, static_argnames=("module", "settings", "augmented"))
 def features(
     module: nn.Module,
     settings: FrozenSettings,

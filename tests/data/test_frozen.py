@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from flax import traverse_util
+from PIL import Image
 from safetensors.numpy import save_file
 
-from protojax import cli, config, experiment, layouts, weights
-from protojax.data import DataError, frozen, loading, resident, sampling
+from protojax import cli, config, experiment, layouts, methods, opened, step, weights
+from protojax.data import DataError, frozen, loading, prepare, resident, sampling
 from protojax.networks import backbones
 from protojax.networks.backbones import IMAGENET, Backbone
 from protojax.networks.resnet50 import BottleneckResNet
@@ -31,7 +33,7 @@ def small():
 
 
 def _weights(path, module, seed=0):
-    variables = module(classes=3).init(jax.random.key(seed), jnp.zeros((1, 16, 16, 3)))
+    variables = jax.jit(module(classes=3).init)(jax.random.key(seed), jnp.zeros((1, 16, 16, 3)))
     flat = traverse_util.flatten_dict(variables)
     tensors = {}
     for row in weights._wanted(module(classes=3), layouts.RESNET, 0):
@@ -42,9 +44,26 @@ def _weights(path, module, seed=0):
     return str(path)
 
 
+class Files(NamedTuple):
+    weights: str
+    sets: str
+
+
 @pytest.fixture(scope="module")
-def file(small, tmp_path_factory):
-    return _weights(tmp_path_factory.mktemp("weights") / "small.safetensors", small)
+def file(small, photos, tmp_path_factory):
+    return Files(_weights(tmp_path_factory.mktemp("weights") / "small.safetensors", small), photos)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A data set of 30 small photographs of noise, dark and bright."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(30):
+        pixels = np.random.default_rng(i).integers(0, 128, (12, 14, 3), np.uint8) + 100 * (i % 2)
+        (folder / "raw" / ("dark", "bright")[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / "raw" / ("dark", "bright")[i % 2] / f"{i}.png")
+    prepare.image_folder(folder / "raw", name="photos", data_dir=folder / "sets", validation=0.2)
+    return str(folder / "sets")
 
 
 VIEWS = {"views": 2, "augment": {"crop_scale": [0.5, 1.0], "flip_horizontal": True, "erasing": 0.5}}
@@ -53,25 +72,24 @@ VIEWS = {"views": 2, "augment": {"crop_scale": [0.5, 1.0], "flip_horizontal": Tr
 def _settings(file, encoder=None, **sections):
     tree = {
         "name": "tiny",
-        "data": {"augment": {}, **sections.pop("data", {})},
+        "data": {"name": "photos", "data_dir": file.sets, **sections.pop("data", {})},
         "encoder": {
             "kind": "frozen",
             "network": "resnet50",
-            "weights": file,
+            "weights": file.weights,
             "image_size": [16, 16],
-            "batch_size": 64,
+            "batch_size": 8,
             **(encoder or {}),
         },
-        "method": {"kind": "protoattend", "key_size": 4, "value_size": 4},
+        "method": {"kind": "encoder", "value_size": 4},
         "train": {
             "steps": 4,
             "batch_size": 8,
-            "candidate_count": 8,
             "log_every": 2,
             "checkpoint_every": 4,
             **sections.pop("train", {}),
         },
-        "explain": {"count": 2, "width": 4},
+        "explain": {"count": 1},
         **sections,
     }
     return config.from_tree(tree, "test")
@@ -79,7 +97,7 @@ def _settings(file, encoder=None, **sections):
 
 @pytest.fixture(scope="module")
 def store(file, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stores") / "digits_small"
+    folder = tmp_path_factory.mktemp("stores") / "photos_small"
     counts, shape = frozen.write_store(_settings(file, VIEWS), str(folder))
     return folder, counts, shape
 
@@ -87,14 +105,14 @@ def store(file, tmp_path_factory):
 def test_the_network_sees_what_it_was_trained_on(file):
     settings = _settings(file, {"crop": 1.0, "interpolation": "linear"}).encoder
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
-    got = frozen.prepared(images, np.zeros(2, np.int32), np.zeros(2, np.int32), settings)
+    see = jax.jit(lambda x, how: frozen.prepared(x, np.zeros(2), np.zeros(2), how), static_argnames="how")
+    got = see(images, settings)
     wanted = (images / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     np.testing.assert_allclose(got, wanted, atol=1e-5)
-    gray = frozen.prepared(images[..., :1], np.zeros(2, np.int32), np.zeros(2, np.int32), settings)
+    gray = see(images[..., :1], settings)
     np.testing.assert_allclose(gray[..., 2], (images[..., 0] / 255 - 0.406) / 0.225, atol=1e-5)
     own = settings.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
-    got = frozen.prepared(images, np.zeros(2, np.int32), np.zeros(2, np.int32), own)
-    np.testing.assert_allclose(got, images / 255, atol=1e-5)
+    np.testing.assert_allclose(see(images, own), images / 255, atol=1e-5)
 
 
 def test_maps_are_those_of_the_network(file):
@@ -103,9 +121,9 @@ def test_maps_are_those_of_the_network(file):
     assert (dataset.info.kind, dataset.info.input_shape) == ("features", (2, 2, 32))
     assert dataset.info.fingerprint != images.info.fingerprint
     example = dataset.test[5]
-    found = weights.load(file, "resnet50")
+    found = weights.load(file.weights, "resnet50")
     seen = frozen.prepared(images.test[5]["inputs"][None], np.zeros(1), np.zeros(1), settings.encoder)
-    wanted = found.module.apply(found.variables, seen)[1]["map"][0]
+    wanted = jax.jit(found.module.apply)(found.variables, seen)[1]["map"][0]
     np.testing.assert_allclose(example["inputs"], wanted, atol=1e-5)
     assert example["id"] == images.test.ids[5] and example["label"] == images.test.labels[5]
     np.testing.assert_array_equal(dataset.test.show(5), images.test.show(5))
@@ -161,15 +179,10 @@ def _trained(settings, folder):
 
 def test_training_from_images_and_from_the_store_is_the_same_run(file, store, tmp_path):
     folder = str(store[0])
-    runs = {
-        "images": _settings(file, VIEWS),
-        "store": _settings(file, {**VIEWS, "features": folder}),
-        "streamed": _settings(file, {**VIEWS, "features": folder}, data={"feeding": "streamed"}),
-        "streamed images": _settings(file, VIEWS, data={"feeding": "streamed"}),
-    }
-    results = {name: _trained(settings, tmp_path / name) for name, settings in runs.items()}
-    assert len({r["parameters_sha256"] for r in results.values()}) == 1
-    assert len({json.dumps(r["test"]) for r in results.values()}) == 1
+    streamed = _settings(file, {**VIEWS, "features": folder}, data={"feeding": "streamed"})
+    results = [_trained(_settings(file, VIEWS), tmp_path / "images"), _trained(streamed, tmp_path / "store")]
+    assert results[0]["parameters_sha256"] == results[1]["parameters_sha256"]
+    assert results[0]["test"] == results[1]["test"]
     # Another store or file of the same weights may serve the same run; nothing of the backbone is in the checkpoint.
     again = _settings(file, {**VIEWS, "features": folder}, train={"steps": 6, "checkpoint_every": 6})
     assert _trained(again, tmp_path / "images")["train"]["steps"] == 6
@@ -194,13 +207,19 @@ def test_a_store_of_other_features_is_refused(file, store, change, message):
 
 
 def test_a_store_of_other_weights_or_images_is_refused(small, file, store, tmp_path):
-    other = _weights(tmp_path / "other.safetensors", small, seed=1)
+    other = file._replace(weights=_weights(tmp_path / "other.safetensors", small, seed=1))
     with pytest.raises(
         DataError, match="weights_sha256 is '.*', not '.*'; write one with protojax features, or change"
     ):
         frozen.load(_settings(other, {**VIEWS, "features": str(store[0])}))
     with pytest.raises(DataError, match="data_fingerprint is "):
-        frozen.load(_settings(file, {**VIEWS, "features": str(store[0])}, data={"test_fraction": 0.3}))
+        frozen.load(
+            _settings(
+                file,
+                {**VIEWS, "features": str(store[0])},
+                data={"test_split": "validation", "validation_split": "test"},
+            )
+        )
 
 
 def test_fewer_views_than_the_store_has_are_fine(file, store):
@@ -229,13 +248,14 @@ def test_a_record_in_the_wrong_place_is_noticed(file, store):
 
 def test_views_are_drawn_alike_on_host_and_device():
     sampler = sampling.sampler(10, 6, 4, 3, views=5)
-    for step in range(4):
-        for draw in (sampling.batch_indices, sampling.candidate_indices):
-            host = draw(sampler, step)
-            np.testing.assert_array_equal(host, draw(sampler, jnp.int32(step)))
-            np.testing.assert_array_equal(host % 10, draw(sampling.sampler(10, 6, 4, 3), step))
+    for draw in (sampling.batch_indices, sampling.candidate_indices):
+        on_device = jax.jit(partial(draw, sampler))
+        for at in range(4):
+            host = draw(sampler, at)
+            np.testing.assert_array_equal(host, on_device(jnp.int32(at)))
+            np.testing.assert_array_equal(host % 10, draw(sampling.sampler(10, 6, 4, 3), at))
             assert (host >= 10).all() and (host < 60).all()
-    seen = np.concatenate([sampling.batch_indices(sampler, step) // 10 for step in range(50)])
+    seen = np.concatenate([sampling.batch_indices(sampler, at) // 10 for at in range(50)])
     np.testing.assert_allclose(np.bincount(seen, minlength=6)[1:] / len(seen), 0.2, atol=0.08)
     with pytest.raises(ValueError, match="encoder.views = 1000000000 of 10 examples are more than"):
         sampling.sampler(10, 6, 4, 3, views=1_000_000_000)
@@ -250,13 +270,17 @@ def test_views_are_drawn_alike_on_host_and_device():
         ({}, {"data": {"augment": {"flip_horizontal": True}}}, "data.augment is for encoders that are trained"),
         ({}, {"data": {"feeding": "streamed", "workers": 2}}, "data.workers must be 0 where a frozen encoder"),
         ({}, {"evaluate": {"rotations": [15]}}, "evaluate.rotations and evaluate.shift_names shift images"),
-        (VIEWS, {"train": {"candidates": "retrieved"}}, "keeps one key an example: set encoder.views = 0"),
+        (
+            VIEWS,
+            {"method": {"kind": "protoattend"}, "train": {"candidates": "retrieved", "candidate_count": 8}},
+            "keeps one key an example: set encoder.views = 0",
+        ),
         ({"network": "resnet18"}, {}, "encoder.network: "),
     ],
 )
 def test_settings_that_do_not_go_together(encoder, sections, message):
     with pytest.raises(config.SettingsError, match=message):
-        _settings("x.safetensors", encoder, **sections)
+        _settings(Files("x.safetensors", "sets"), encoder, **sections)
 
 
 def test_only_images_are_read(file, tiny, as_png):
@@ -268,10 +292,12 @@ def test_only_images_are_read(file, tiny, as_png):
         frozen.load(_settings(file, data=data))
 
 
-def _write(folder, settings):
-    lines = ['name = "tiny"\n[data]\nname = "digits"\n[encoder]\nkind = "frozen"\nnetwork = "resnet50"\n']
-    lines.append(f'weights = "{settings}"\nimage_size = [16, 16]\n[method]\nkind = "encoder"\nvalue_size = 4\n')
-    (folder / "tiny.toml").write_text("".join(lines))
+def _write(folder, file):
+    (folder / "tiny.toml").write_text(
+        f'name = "tiny"\n[data]\nname = "photos"\ndata_dir = "{file.sets}"\n[encoder]\nkind = "frozen"\n'
+        f'network = "resnet50"\nweights = "{file.weights}"\nimage_size = [16, 16]\nbatch_size = 8\n'
+        '[method]\nkind = "encoder"\nvalue_size = 4\n'
+    )
     return str(folder / "tiny.toml")
 
 
@@ -317,15 +343,17 @@ def test_features_that_were_made_elsewhere(tmp_path, capsys):
     np.testing.assert_allclose(example["inputs"], arrays[example["id"]], atol=1e-6)
     assert dataset.info.label_names[example["label"]] == labels[example["id"]]
     assert dataset.train.show(3).startswith("features [2, 3, 4] of length ")
-    run = {
+    tree = {
         "name": "elsewhere",
         "data": data.model_dump(),
         "encoder": {"kind": "features"},
         "method": {"kind": "encoder", "value_size": 4},
-        "train": {"steps": 2, "batch_size": 8, "log_every": 2, "checkpoint_every": 2},
     }
-    results = experiment.train_run(config.from_tree(json.loads(json.dumps(run)), "test"), tmp_path / "run", quiet=True)
-    assert results["test"]["examples"] == len(dataset.test)
+    settings = config.from_tree(json.loads(json.dumps(tree)), "test")
+    state = step.fresh(settings, dataset)
+    method = methods.build(settings, 2)
+    batch = {"inputs": opened.preparation(settings, dataset)(jnp.asarray(example["inputs"])[None], None)}
+    assert method.predict(state.variables, None, batch, 1).scores.shape == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -340,8 +368,6 @@ def test_features_that_were_made_elsewhere(tmp_path, capsys):
     ],
 )
 def test_features_that_cannot_be_prepared(tmp_path, arrays, labels, message):
-    from protojax.data import prepare
-
     np.save(tmp_path / "maps.npy", arrays)
     np.save(tmp_path / "labels.npy", labels)
     with pytest.raises(DataError, match=message):
