@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"{EXIT_CODES}\n\n`protojax COMMAND --help` has its options and an example.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = top.add_subparsers(dest="command", required=True)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_prepare(commands)
     _add_convert_weights(commands)
     _add_recognise(commands)
@@ -93,7 +93,7 @@ def _add_prepare(commands: Any) -> None:
 
 def _add_convert_weights(commands: Any) -> None:
     example = "protojax convert-weights model.pth model.safetensors"
-    more = "Needs PyTorch (pip install 'protojax[torch]'); whatever reads the result does not."
+    more = "Needs PyTorch (pip install 'protojax[torch]'); reading the result does not."
     parser = _command(commands, "convert-weights", "Write the weights of a PyTorch file as safetensors.", example, more)
     parser.add_argument("source", type=Path, help="file of torch.save; read with weights_only=True, which runs no code")
     parser.add_argument("target", type=Path, help="safetensors file")
@@ -118,8 +118,8 @@ def _add_recognise(commands: Any) -> None:
 def _add_features(commands: Any) -> None:
     example = "protojax features experiment.toml --output features/cub"
     more = (
-        "The experiment has a frozen encoder (encoder.kind = 'frozen'). Training reads the store\n"
-        "with encoder.features=DIR, and gets the numbers that it would compute from the images."
+        "The experiment has a frozen encoder (encoder.kind = 'frozen'). Training with\n"
+        "encoder.features=DIR gets the numbers that it would compute from the images."
     )
     parser = _command(commands, "features", "Run a frozen backbone over a data set once.", example, more)
     parser.add_argument(

@@ -5,6 +5,9 @@ explained. Unknown keys, wrong types and impossible values are refused before an
 line that names the file, the key and, for a misspelt key, the nearest valid one.
 """
 
+from protojax.config.frozen import FeaturesSettings as FeaturesSettings
+from protojax.config.frozen import FrozenSettings as FrozenSettings
+from protojax.config.frozen import ViewSettings as ViewSettings
 from protojax.config.reading import SettingsError as SettingsError
 from protojax.config.reading import from_tree as from_tree
 from protojax.config.reading import load as load
@@ -19,8 +22,6 @@ from protojax.config.settings import EncoderBaselineSettings as EncoderBaselineS
 from protojax.config.settings import EncoderSettings as EncoderSettings
 from protojax.config.settings import EvaluateSettings as EvaluateSettings
 from protojax.config.settings import ExplainSettings as ExplainSettings
-from protojax.config.settings import FeaturesSettings as FeaturesSettings
-from protojax.config.settings import FrozenSettings as FrozenSettings
 from protojax.config.settings import LSTMSettings as LSTMSettings
 from protojax.config.settings import MethodSettings as MethodSettings
 from protojax.config.settings import NumericColumn as NumericColumn
@@ -33,4 +34,3 @@ from protojax.config.settings import TableSettings as TableSettings
 from protojax.config.settings import TextSettings as TextSettings
 from protojax.config.settings import TrainSettings as TrainSettings
 from protojax.config.settings import VDCNNSettings as VDCNNSettings
-from protojax.config.settings import ViewSettings as ViewSettings

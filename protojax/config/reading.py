@@ -9,13 +9,12 @@ from typing import Any
 
 import pydantic
 
+from protojax.config.frozen import FeaturesSettings, FrozenSettings
 from protojax.config.settings import (
     AttentionAutoencoderSettings,
     AutoencoderSettings,
     ConvSettings,
     EncoderBaselineSettings,
-    FeaturesSettings,
-    FrozenSettings,
     LSTMSettings,
     NumericColumn,
     ProtoAttendSettings,
