@@ -28,8 +28,11 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"{EXIT_CODES}\n\n`protojax COMMAND --help` has its options and an example.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = top.add_subparsers(dest="command", required=True)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_prepare(commands)
+    _add_convert_weights(commands)
+    _add_recognise(commands)
+    _add_features(commands)
     _add_train(commands)
     _add_evaluate(commands)
     _add_explain(commands)
@@ -56,8 +59,10 @@ def _add_prepare(commands: Any) -> None:
         "      --workdir runs/adult data.name=adult data.data_dir=data"
     )
     parser = _command(commands, "prepare", "Write raw files as a TFDS data set.", example)
-    parser.add_argument("kind", choices=["idx", "image-folder", "csv", "text"], help="what the source is")
-    parser.add_argument("source", type=Path, help="an IDX folder, a folder of images by class, or a CSV/TSV file")
+    parser.add_argument("kind", choices=["idx", "image-folder", "csv", "text", "features"], help="what the source is")
+    parser.add_argument(
+        "source", type=Path, help="an IDX folder, a folder of images by class, a CSV/TSV file, or an npy file"
+    )
     parser.add_argument("--name", required=True, help="name of the data set: lower-case letters, digits, underscores")
     parser.add_argument("--data-dir", metavar="DIR", type=Path, help="folder of data sets (default: that of TFDS)")
     parser.add_argument("--label", metavar="COLUMN", help="label column of a CSV or text file (default: label)")
@@ -65,6 +70,7 @@ def _add_prepare(commands: Any) -> None:
     parser.add_argument("--numeric", metavar="COLUMNS", help="numeric CSV columns, comma-separated (default: inferred)")
     parser.add_argument("--categorical", metavar="COLUMNS", help="categorical CSV columns (default: inferred)")
     parser.add_argument("--label-names", metavar="NAMES", help="class names of an IDX set, comma-separated, in order")
+    parser.add_argument("--labels", metavar="FILE", type=Path, help="npy file of the labels of features")
     parser.add_argument("--image-size", metavar="HxW", help="resize images of a folder to this height and width")
     parser.add_argument(
         "--validation", metavar="SHARE", type=float, default=0.1, help="share held out for validation (default: 0.1)"
@@ -83,6 +89,44 @@ def _add_prepare(commands: Any) -> None:
         help="what to do with an example whose content stands in two splits: refuse the set, or drop the training copy",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a prepared set of this name")
+
+
+def _add_convert_weights(commands: Any) -> None:
+    example = "protojax convert-weights model.pth model.safetensors"
+    more = "Needs PyTorch (pip install 'protojax[torch]'); reading the result does not."
+    parser = _command(commands, "convert-weights", "Write the weights of a PyTorch file as safetensors.", example, more)
+    parser.add_argument("source", type=Path, help="file of torch.save; read with weights_only=True, which runs no code")
+    parser.add_argument("target", type=Path, help="safetensors file")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file of this name")
+
+
+def _add_recognise(commands: Any) -> None:
+    example = (
+        "protojax recognise flower.jpg --network efficientnet_lite0 \\\n"
+        "      --weights lite0.safetensors --names imagenet.txt"
+    )
+    parser = _command(commands, "recognise", "Say what a published classifier sees in photographs.", example)
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument("--network", required=True, help="a network of encoder.network, such as resnet50")
+    parser.add_argument("--weights", metavar="FILE", type=Path, required=True, help="its safetensors file")
+    parser.add_argument(
+        "--names", metavar="FILE", type=Path, help="names of the classes: a line each, or JSON (default: numbers)"
+    )
+    parser.add_argument("--top", metavar="N", type=int, default=5, help="classes shown of each image (default: 5)")
+
+
+def _add_features(commands: Any) -> None:
+    example = "protojax features experiment.toml --output features/cub"
+    more = (
+        "The experiment has a frozen encoder (encoder.kind = 'frozen'). Training with\n"
+        "encoder.features=DIR gets the numbers that it would compute from the images."
+    )
+    parser = _command(commands, "features", "Run a frozen backbone over a data set once.", example, more)
+    parser.add_argument(
+        "experiment", type=Path, help="experiment file (TOML); any setting as section.key=value after it"
+    )
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder of the store")
+    parser.add_argument("--overwrite", action="store_true", help="replace the store that the folder holds")
 
 
 def _add_train(commands: Any) -> None:

@@ -1,6 +1,10 @@
-"""The command line: `protojax prepare | train | evaluate | explain | what-if | database | export`."""
+"""The command line: `protojax prepare | train | evaluate | explain | what-if | database | export`.
+
+And for frozen backbones: `protojax convert-weights | recognise | features`.
+"""
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -17,11 +21,19 @@ _OF_KIND = {
     "image-folder": ("image_size",),
     "csv": ("label", "numeric", "categorical"),
     "text": ("label", "text"),
+    "features": ("labels",),
 }
 """The options of `prepare` that only some kinds of sources read, by kind."""
 
 
-_WITHOUT_SETTINGS = ("prepare", "database info", "database remove", "database relabel")
+_WITHOUT_SETTINGS = (
+    "prepare",
+    "convert-weights",
+    "recognise",
+    "database info",
+    "database remove",
+    "database relabel",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,11 +97,50 @@ def _prepare(parsed: argparse.Namespace) -> None:
             done = prepare.table(parsed.source, name=parsed.name, label=label, **columns, **common)
         case "text":
             done = prepare.text(parsed.source, name=parsed.name, label=label, text=parsed.text or "text", **common)
+        case "features":
+            if parsed.labels is None:
+                raise ValueError("prepare features needs --labels FILE: an npy file of a label for each example")
+            done = prepare.features(parsed.source, name=parsed.name, labels=parsed.labels, **common)
     counts = ", ".join(f"{split} {count}" for split, count in done.counts.items())
     dropped = sum(len(ids) for ids in done.dropped.values())
     print(
         f"prepared {parsed.name}: {counts}" + (f" ({dropped} duplicates dropped)" if dropped else "") + f"\n{done.path}"
     )
+
+
+def _convert_weights(parsed: argparse.Namespace) -> None:
+    from protojax import convert
+
+    count = convert.convert(parsed.source, parsed.target, parsed.overwrite)
+    print(f"{parsed.target} holds {count} tensors")
+
+
+def _recognise(parsed: argparse.Namespace) -> None:
+    from protojax import config, recognise
+
+    if parsed.top < 1:
+        raise ValueError(f"--top {parsed.top}: show at least 1 class")
+    known = config.FrozenSettings.model_fields["network"].annotation.__args__
+    if parsed.network not in known:
+        near = difflib.get_close_matches(parsed.network, known, n=1, cutoff=0.0)
+        raise ValueError(f"--network: no {parsed.network!r}; did you mean {near[0]!r}? There are {', '.join(known)}")
+    settings = config.FrozenSettings(network=parsed.network, weights=str(parsed.weights))
+    names = None if parsed.names is None else recognise.read_names(parsed.names)
+    guesses = recognise.recognise(parsed.images, settings, names, parsed.top)
+    for image, found in zip(parsed.images, guesses, strict=True):
+        print(image)
+        for name, probability in found:
+            print(f"  {100 * probability:6.2f} %  {name}")
+
+
+def _features(parsed: argparse.Namespace) -> None:
+    from protojax import config
+    from protojax.data import frozen
+
+    settings = config.load(parsed.experiment, parsed.overrides)
+    counts, shape = frozen.write_store(settings, parsed.output, parsed.overwrite)
+    print(f"features {list(shape)}: {', '.join(f'{split} {count}' for split, count in counts.items())}")
+    print(f"{parsed.output}    train from it with encoder.features={parsed.output}")
 
 
 def _train(parsed: argparse.Namespace) -> None:
@@ -222,10 +273,11 @@ def _encoder(parsed: argparse.Namespace, ids: list[int] | None = None) -> Any:
 
 def _data(parsed: argparse.Namespace, ids: list[int] | None = None, least_confident: int | None = None) -> Any:
     """Settings and data of a run, after a check of what is asked of the split before anything is read or compiled."""
-    from protojax import data, explain, opened
+    from protojax import explain, opened
+    from protojax.data import frozen
 
     settings = opened.reopened_settings(parsed.workdir, parsed.overrides)
-    dataset = data.load(settings.data)
+    dataset = frozen.load(settings)
     if "split" in parsed:
         explain.check(opened.split_of(dataset, parsed.split), ids, least_confident, f"split {parsed.split}")
     return settings, dataset
@@ -258,6 +310,9 @@ def _flat(test: dict[str, Any]) -> list[str]:
 
 _COMMANDS = {
     "prepare": _prepare,
+    "convert-weights": _convert_weights,
+    "recognise": _recognise,
+    "features": _features,
     "train": _train,
     "evaluate": _evaluate,
     "explain": _explain,

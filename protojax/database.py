@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from protojax import checkpoint, edits, manifest, sharding, storage
 from protojax.candidates import CandidateDatabase
+from protojax.data import resident
 from protojax.manifest import DatabaseError, Manifest
 from protojax.methods.method import Batch, Method, Variables
 
@@ -102,8 +103,12 @@ def _apply(
 
 
 def _read(source: Any, positions: np.ndarray) -> dict[str, np.ndarray]:
-    examples = {position: source[int(position)] for position in positions}
-    return {key: np.stack([examples[position][key] for position in positions]) for key in ("id", "inputs", "label")}
+    # The last batch repeats its last example.
+    different = np.unique(positions)
+    examples = dict(zip(different.tolist(), resident.examples(source, different.tolist()), strict=True))
+    return {
+        key: np.stack([examples[position][key] for position in positions.tolist()]) for key in ("id", "inputs", "label")
+    }
 
 
 def build(

@@ -29,7 +29,7 @@ from protojax import (
 )
 from protojax.candidates import CandidateDatabase
 from protojax.config import Settings
-from protojax.data import DataSet, images
+from protojax.data import DataSet, frozen, images
 from protojax.database import Transform
 from protojax.evaluate import Scored
 from protojax.methods import Method, Variables
@@ -44,7 +44,7 @@ def train_run(settings: Settings, folder: Path, overwrite: bool = False, quiet: 
     """
     quiet = quiet or jax.process_index() > 0
     with sharding.together():
-        dataset = data.load(settings.data)
+        dataset = frozen.load(settings)
         check(settings, dataset)
         parallel.check(settings.train, sharding.mesh())
     with sharding.together():

@@ -52,7 +52,7 @@ for i, place in enumerate(answer["class"]):
 
 _ARTIFACT = "prediction.jaxexport"
 
-_DTYPES = {"image": np.uint8, "text": np.uint8, "table": np.float32}
+_DTYPES = {"image": np.uint8, "text": np.uint8, "table": np.float32, "features": np.float32}
 
 _PREPARATION = {
     "image": {
@@ -67,6 +67,10 @@ _PREPARATION = {
         "unknown": text.UNKNOWN,
     },
     "table": {"wanted": "vectors [batch, features] as protojax.data makes them of the rows of this data set"},
+    "features": {
+        "wanted": "features [batch, features] or [batch, height, width, features] as the frozen backbone of the "
+        "experiment makes them, which is no part of the artifact"
+    },
 }
 
 _OUTPUTS = {

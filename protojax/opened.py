@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from protojax import config, data, database, evaluate, methods, run, step, train
+from protojax import config, database, evaluate, methods, run, step, train
 from protojax.candidates import CandidateDatabase
 from protojax.config import AugmentSettings, Settings
-from protojax.data import DataSet, images
+from protojax.data import DataSet, frozen, images
 from protojax.database import Transform
 from protojax.evaluate import Scored
 from protojax.methods import Method
@@ -30,7 +30,7 @@ class Preparation(NamedTuple):
 
     def __call__(self, inputs: jax.Array, ids: jax.Array | None) -> jax.Array:
         """Prepares raw inputs `[batch, ...]`."""
-        return images.transform(inputs, self.augment) if self.kind == "image" else inputs
+        return images.plain(inputs, self.kind, self.augment)
 
 
 class Encoder(NamedTuple):
@@ -76,7 +76,7 @@ def open_encoder(
       CheckpointError, ValueError: the checkpoint is damaged, or the settings do not fit the data.
     """
     settings = settings or run.read(folder)
-    dataset = dataset or data.load(settings.data)
+    dataset = dataset or frozen.load(settings)
     check(settings, dataset)
     if trained is not None and settings.evaluate.checkpoint == "newest":
         state = trained.state
@@ -170,7 +170,12 @@ def check(settings: Settings, dataset: DataSet) -> None:
       ValueError: says which setting, and what the data have.
     """
     info, encoder = dataset.info, settings.encoder.kind
-    fitting = {"image": ("conv", "resnet", "autoencoder"), "text": ("vdcnn",), "table": ("lstm",)}[info.kind]
+    fitting = {
+        "image": ("conv", "resnet", "autoencoder"),
+        "text": ("vdcnn",),
+        "table": ("lstm",),
+        "features": ("features", "frozen"),
+    }[info.kind]
     if encoder not in fitting:
         needed = " or ".join(fitting)
         raise ValueError(f"encoder.kind = {encoder!r} does not read {info.kind}s; {info.name} needs {needed}")

@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from protojax import methods, optimizer, parallel, retrieval, sharding
-from protojax.config import Settings
+from protojax.config import FrozenSettings, Settings
 from protojax.data import DataSet, images, noise, resident, sampling, streamed
 from protojax.methods import Batch, Method, Variables
 
@@ -102,6 +102,8 @@ def prepare(batch: Batch, key: jax.Array, *, settings: Settings, classes: int, k
         inputs, label = part["inputs"], part["label"]
         if kind == "image":
             inputs = images.transform(inputs, data.augment, part_key, part["id"])
+        elif kind == "features":
+            inputs = inputs.astype(jnp.float32)
         if data.label_noise:
             label = noise.noisy_labels(label, part["id"], data.label_noise, classes, settings.train.seed)
         return {"id": part["id"], "inputs": inputs, "label": label}
@@ -123,7 +125,13 @@ def sampler_of(settings: Settings, dataset: DataSet) -> sampling.Sampler:
         train.seed,
         labels=dataset.train.labels if settings.data.class_shares else None,
         class_shares=settings.data.class_shares,
+        views=views_of(settings),
     )
+
+
+def views_of(settings: Settings) -> int:
+    """Augmented views of every training example that the data hold beside it."""
+    return settings.encoder.views if isinstance(settings.encoder, FrozenSettings) else 0
 
 
 def fresh(settings: Settings, dataset: DataSet) -> TrainState:
@@ -131,8 +139,7 @@ def fresh(settings: Settings, dataset: DataSet) -> TrainState:
     info = dataset.info
     # Parameters depend on shapes alone, so one example is enough.
     batch = {"inputs": jnp.asarray(dataset.train[0]["inputs"])[None]}
-    if info.kind == "image":
-        batch["inputs"] = images.transform(batch["inputs"], settings.data.augment)
+    batch["inputs"] = images.plain(batch["inputs"], info.kind, settings.data.augment)
     method = methods.build(settings, len(info.label_names))
     transform = optimizer.build(settings.optimizer, settings.train.steps)
     state = create(method._replace(init=jax.jit(method.init)), transform, _keys(settings)[0], batch)
@@ -180,7 +187,7 @@ def compile(settings: Settings, dataset: DataSet) -> Loop:
 
     retriever = None
     if train.candidates == "retrieved":
-        plain = partial(images.transform, settings=settings.data.augment) if info.kind == "image" else lambda x: x
+        plain = partial(images.plain, kind=info.kind, settings=settings.data.augment)
         retriever = retrieval.build(method, settings, len(dataset.train), plain, mesh)
 
     def prepared(batch: Batch, step: jax.Array) -> Batch:
@@ -230,7 +237,8 @@ def compile(settings: Settings, dataset: DataSet) -> Loop:
 def _resident(
     settings: Settings, dataset: DataSet, devices: parallel.Parallel, step: int
 ) -> Generator[Any, None, None]:
-    yield from itertools.repeat(devices.place_arrays(resident.load(dataset.train, jax.process_index() == 0)))
+    arrays = resident.load(dataset.train, jax.process_index() == 0, views_of(settings))
+    yield from itertools.repeat(devices.place_arrays(arrays))
 
 
 def _streamed(

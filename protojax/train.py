@@ -212,4 +212,4 @@ class _Stop:
 
 def _ids(settings: Settings, dataset: DataSet, at: int) -> list[int]:
     indices = np.asarray(sampling.batch_indices(step.sampler_of(settings, dataset), np.uint32(at)))
-    return [int(dataset.train.ids[i]) for i in indices]
+    return [int(dataset.train.ids[i % len(dataset.train)]) for i in indices]

@@ -5,6 +5,9 @@ explained. Unknown keys, wrong types and impossible values are refused before an
 line that names the file, the key and, for a misspelt key, the nearest valid one.
 """
 
+from protojax.config.frozen import FeaturesSettings as FeaturesSettings
+from protojax.config.frozen import FrozenSettings as FrozenSettings
+from protojax.config.frozen import ViewSettings as ViewSettings
 from protojax.config.reading import SettingsError as SettingsError
 from protojax.config.reading import from_tree as from_tree
 from protojax.config.reading import load as load

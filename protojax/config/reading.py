@@ -9,6 +9,7 @@ from typing import Any
 
 import pydantic
 
+from protojax.config.frozen import FeaturesSettings, FrozenSettings
 from protojax.config.settings import (
     AttentionAutoencoderSettings,
     AutoencoderSettings,
@@ -115,7 +116,15 @@ def _explain(error: dict[str, Any]) -> str:
     )
 
 
-_ENCODERS = (ConvSettings, ResNetSettings, VDCNNSettings, LSTMSettings, AutoencoderSettings)
+_ENCODERS = (
+    ConvSettings,
+    ResNetSettings,
+    VDCNNSettings,
+    LSTMSettings,
+    AutoencoderSettings,
+    FrozenSettings,
+    FeaturesSettings,
+)
 _METHODS = (ProtoAttendSettings, EncoderBaselineSettings, PrototypeAutoencoderSettings, AttentionAutoencoderSettings)
 _TAGS = [model.model_fields["kind"].default for model in (*_ENCODERS, *_METHODS)]
 

@@ -5,13 +5,10 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from protojax.config.frozen import FeaturesSettings, FrozenSettings
+from protojax.config.section import Section
+
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-class Section(pydantic.BaseModel):
-    """Settings that belong together: immutable, without unknown keys, types taken strictly."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class AugmentSettings(Section):
@@ -169,7 +166,14 @@ class AutoencoderSettings(Section):
 
 
 EncoderSettings = Annotated[
-    ConvSettings | ResNetSettings | VDCNNSettings | LSTMSettings | AutoencoderSettings, Field(discriminator="kind")
+    ConvSettings
+    | ResNetSettings
+    | VDCNNSettings
+    | LSTMSettings
+    | AutoencoderSettings
+    | FrozenSettings
+    | FeaturesSettings,
+    Field(discriminator="kind"),
 ]
 
 
@@ -350,6 +354,8 @@ class Settings(Section):
                 f"method.heads = {self.method.heads} does not divide the {self.encoder.filters[-1]} features of a "
                 "token (the last of encoder.filters)"
             )
+        if self.encoder.kind == "frozen":
+            self._check_frozen(self.encoder)
         if self.train.candidates == "support" and getattr(self.encoder, "dropout", 0.0):
             raise ValueError(
                 "train.candidates = 'support' encodes candidates twice, and dropout would draw two different masks: "
@@ -363,3 +369,21 @@ class Settings(Section):
         if self.train.candidates != "sampled" and self.method.kind != "protoattend":
             raise ValueError(f"train.candidates = {self.train.candidates!r} is for protoattend")
         return self
+
+    def _check_frozen(self, encoder: FrozenSettings) -> None:
+        if self.data.augment != AugmentSettings():
+            raise ValueError(
+                "data.augment is for encoders that are trained; the views of a frozen one are set by encoder.augment"
+            )
+        if encoder.features is None and self.data.feeding == "streamed" and self.data.workers:
+            raise ValueError(
+                "data.workers must be 0 where a frozen encoder computes features: it runs on the devices of this "
+                "process; or write a store with protojax features and set encoder.features"
+            )
+        if encoder.views and self.train.candidates == "retrieved":
+            raise ValueError("train.candidates = 'retrieved' keeps one key an example: set encoder.views = 0")
+        if self.evaluate.rotations or self.evaluate.shift_names:
+            raise ValueError(
+                "evaluate.rotations and evaluate.shift_names shift images, but a frozen encoder leaves features to "
+                "what is evaluated: leave them out"
+            )

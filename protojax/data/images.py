@@ -42,6 +42,13 @@ def transform(
     return standardize(scaled) if settings.standardize else scaled
 
 
+def plain(inputs: jax.Array, kind: str, settings: AugmentSettings) -> jax.Array:
+    """Prepares inputs of any kind `[batch, ...]` outside training: images without augmentation, features in float32."""
+    if kind == "image":
+        return transform(inputs, settings)
+    return inputs.astype(jnp.float32) if kind == "features" else inputs
+
+
 def standardize(images: jax.Array) -> jax.Array:
     """Each image minus its mean, divided by its standard deviation, as `tf.image.per_image_standardization`.
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from protojax.config import DataSettings
 from protojax.data import digits, splits, table, text, tfds_source
-from protojax.data.records import MODES
+from protojax.data.records import MODES, Described
 from protojax.data.source import DataError, DataSet, Examples, Info, Source, Stored
 
 _TEST_SPLIT = DataSettings.model_fields["test_split"].default
@@ -90,8 +90,9 @@ def load_test(settings: DataSettings, name: str, like: Info) -> Source:
     Raises:
       DataError: as `load`, or the data set is of another kind, or a table.
     """
-    if like.kind == "table":
-        raise DataError(f"{name!r} cannot stand in for {like.name!r}: rows of another table have other columns")
+    if like.kind in ("table", "features"):
+        what = "rows of another table have other columns" if like.kind == "table" else "its features were made before"
+        raise DataError(f"{name!r} cannot stand in for {like.name!r}: {what}")
     available, read = _find(settings, name)
     test = next((split for split in (settings.test_split, _TEST_SPLIT) if split in available), None)
     stored = read({test or _existing("train_split", name, available, settings): 0})
@@ -219,6 +220,9 @@ def _encode(
     if stored.kind == "image":
         shape = _image_shape(stored, settings.image_size)
         return {name: Fitted(images, shape) for name, images in shown.items()}, shown, shape, {}
+    if stored.kind == "features":
+        described = {name: Described(arrays) for name, arrays in shown.items()}
+        return shown, described, tuple(stored.shape), {}
     if stored.kind == "text":
         length = settings.text.length
         counts = [text.count(texts, length) for texts in shown.values()]

@@ -147,6 +147,50 @@ class Pictures(Sequence[np.ndarray]):
         )
 
 
+class Arrays(Sequence[np.ndarray]):
+    """The features of a stored split, made elsewhere."""
+
+    def __init__(self, records: Records, ids: np.ndarray, shape: tuple[int, ...], dtype: str):
+        """
+        Args:
+          records: with the feature `features`, of bytes.
+          ids: int32 `[stored]`, for messages.
+          shape: of the features of an example.
+          dtype: of a number.
+        """
+        self._records = records
+        self._ids = ids
+        self._shape = shape
+        self._dtype = np.dtype(dtype)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        stored = self._records[place]["features"]
+        try:
+            return np.frombuffer(stored, self._dtype).reshape(self._shape)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"the features with id {self._ids[place]} are not {self._dtype} {list(self._shape)}: {error}; prepare "
+                "the data set again"
+            ) from None
+
+
+class Described(Sequence[str]):
+    """What a person reads of features that no image is kept of."""
+
+    def __init__(self, arrays: Arrays):
+        self._arrays = arrays
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __getitem__(self, place: int) -> str:
+        found = self._arrays[place]
+        return f"features {list(found.shape)} of length {np.linalg.norm(found.astype(np.float64)):.4g}"
+
+
 class Texts(Sequence[str]):
     """The texts of a stored split."""
 

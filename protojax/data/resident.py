@@ -1,6 +1,6 @@
 """Resident feeding: the whole split as arrays on the devices, from which the compiled step takes its examples."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -11,12 +11,13 @@ from tqdm import tqdm
 from protojax.data.source import DataError, Source
 
 
-def load(source: Source, progress: bool = True) -> dict[str, np.ndarray]:
+def load(source: Source, progress: bool = True, views: int = 0) -> dict[str, np.ndarray]:
     """Reads every example; `sharding.split` places what it returns on a mesh.
 
     Args:
       source: the split.
       progress: shows a bar where it takes more than a moment.
+      views: augmented views of every example, which lie behind the examples as they are (see `sampling.Sampler`).
 
     Returns:
       `id` int32 `[examples]`, `inputs` `[examples, ...]` and `label` int32 `[examples]`.
@@ -24,7 +25,7 @@ def load(source: Source, progress: bool = True) -> dict[str, np.ndarray]:
     Raises:
       DataError: there are no examples, or inputs of different shapes or types.
     """
-    n = len(source)
+    n = len(source) * (1 + views)
     if n == 0:
         raise DataError("the split to load has no examples")
     return read(source, tqdm(range(n), desc="load", unit="example", delay=0.5, disable=not progress), n)
@@ -43,6 +44,12 @@ def take(arrays: Any, indices: jax.Array) -> Any:
     return jax.tree.map(lambda x: jnp.take(x, indices, axis=0, mode="clip"), arrays)
 
 
+def examples(source: Source, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """The examples at some positions, many at a time where the source reads so."""
+    many = getattr(source, "many", None)
+    return (source[int(index)] for index in indices) if many is None else many(indices)
+
+
 def read(source: Source, indices: Iterable[int], count: int) -> dict[str, np.ndarray]:
     """Stacks the examples at `count` positions.
 
@@ -50,8 +57,7 @@ def read(source: Source, indices: Iterable[int], count: int) -> dict[str, np.nda
       DataError: inputs of different shapes or types.
     """
     batch: dict[str, np.ndarray] = {}
-    for row, index in enumerate(indices):
-        example = source[int(index)]
+    for row, example in enumerate(examples(source, indices)):
         inputs = np.asarray(example["inputs"])
         if not batch:
             batch = {

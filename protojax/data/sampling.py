@@ -52,6 +52,9 @@ class Sampler:
     groups: tuple[Group, ...]
     members: bytes = dataclasses.field(default=b"", repr=False)
     """Positions in the split, ordered by group, as int32; empty where there is one group."""
+    views: int = 0
+    """Augmented views of every example. Position p stands for view p // n of example p % n, and view 0 for the example
+    as it is, which is drawn where there are no others."""
 
 
 def sampler(
@@ -61,6 +64,7 @@ def sampler(
     seed: int,
     labels: np.ndarray | None = None,
     class_shares: Sequence[float] | None = None,
+    views: int = 0,
 ) -> Sampler:
     """Makes a sampler.
 
@@ -72,6 +76,7 @@ def sampler(
       labels: int `[n]`, needed with `class_shares`.
       class_shares: share of each class in every batch and candidate set, summing to 1; rows that do not divide evenly
         go to the largest remainders. None draws from all examples alike.
+      views: augmented views of every example, of which one is drawn for each row.
 
     Raises:
       ValueError: there are too few examples, in all or of one class, or too many, or a class gets no row.
@@ -80,6 +85,8 @@ def sampler(
         raise ValueError(f"the split has {n} examples; sampling needs 1 to {MAX_EXAMPLES}")
     if not 1 <= batch_size <= MAX_EXAMPLES:
         raise ValueError(f"train.batch_size = {batch_size} must be 1 to {MAX_EXAMPLES}")
+    if n * (1 + views) > MAX_STEPS:
+        raise ValueError(f"encoder.views = {views} of {n} examples are more than {MAX_STEPS} positions: take fewer")
     if seed < 0:
         raise ValueError(f"train.seed = {seed} must not be negative")
     if not 0 <= candidate_count <= n:
@@ -88,7 +95,7 @@ def sampler(
             f"of a step are distinct: choose at most {n}"
         )
     if class_shares is None:
-        return Sampler(n, batch_size, candidate_count, seed, (Group(0, n, batch_size, candidate_count),))
+        return Sampler(n, batch_size, candidate_count, seed, (Group(0, n, batch_size, candidate_count),), views=views)
     if labels is None or len(labels) != n:
         given = 0 if labels is None else len(labels)
         raise ValueError(f"data.class_shares need the labels of all {n} examples, got {given}")
@@ -103,7 +110,7 @@ def sampler(
     starts = np.cumsum(sizes) - sizes
     groups = tuple(Group(*map(int, row)) for row in zip(starts, sizes, batch, candidates, strict=True))
     members = np.argsort(labels, kind="stable").astype(np.int32)
-    return Sampler(n, batch_size, candidate_count, seed, groups, members.tobytes())
+    return Sampler(n, batch_size, candidate_count, seed, groups, members.tobytes(), views)
 
 
 def batch_indices(sampler: Sampler, step: Any) -> Array:
@@ -131,7 +138,8 @@ def batch_indices(sampler: Sampler, step: Any) -> Array:
     offsets = offsets[group] + place
     sizes = sizes[group]
     epochs = epochs[group] + offsets // sizes
-    return _members(xp, sampler, group, _permute(xp, offsets % sizes, epochs, sizes, _keys(sampler, "batch", group)))
+    within = _permute(xp, offsets % sizes, epochs, sizes, _keys(sampler, "batch", group))
+    return _viewed(xp, sampler, "batch", step, _members(xp, sampler, group, within))
 
 
 def candidate_indices(sampler: Sampler, step: Any) -> Array:
@@ -150,7 +158,8 @@ def candidate_indices(sampler: Sampler, step: Any) -> Array:
     xp, step = _uint32(step)
     group, place = _rows([g.candidates for g in sampler.groups])
     sizes = _column([g.size for g in sampler.groups])[group]
-    return _members(xp, sampler, group, _permute(xp, place, step, sizes, _keys(sampler, "candidates", group)))
+    within = _permute(xp, place, step, sizes, _keys(sampler, "candidates", group))
+    return _viewed(xp, sampler, "candidates", step, _members(xp, sampler, group, within))
 
 
 def _quotas(shares: Sequence[float], rows: int) -> np.ndarray:
@@ -218,6 +227,15 @@ def _members(xp: Any, sampler: Sampler, group: np.ndarray, within: Array) -> Arr
         return within.astype(np.int32)
     starts = _column([g.start for g in sampler.groups])[group]
     return xp.asarray(np.frombuffer(sampler.members, np.int32))[starts + within]
+
+
+def _viewed(xp: Any, sampler: Sampler, stream: str, step: Array, places: Array) -> Array:
+    """Positions of a view of each example, drawn by its place and the step."""
+    if not sampler.views:
+        return places
+    keys = _keys(sampler, f"{stream} views", np.zeros(1, np.int64))
+    drawn = _hash(places.astype(np.uint32), _mix(step ^ keys[0]) ^ keys[1]) % np.uint32(sampler.views)
+    return places + (drawn.astype(np.int32) + np.int32(1)) * np.int32(sampler.n)
 
 
 def _divide_product(step: Array, factors: np.ndarray, divisors: np.ndarray) -> tuple[Array, Array]:

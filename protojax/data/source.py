@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-Kind = Literal["image", "text", "table"]
+Kind = Literal["image", "text", "table", "features"]
 
 
 class DataError(ValueError):
@@ -20,7 +20,8 @@ class Info(NamedTuple):
     kind: Kind
     label_names: tuple[str, ...]
     input_shape: tuple[int, ...]
-    """Shape of one encoded input: `[height, width, channels]`, `[length]` or `[features]`."""
+    """Shape of one encoded input: `[height, width, channels]`, `[length]`, `[features]`, or of features made before
+    `[height, width, features]` or `[features]`."""
     fingerprint: str
     """Changes with any stored example, label or class name, and with any change of an example's split."""
     counts: dict[str, int]
@@ -29,7 +30,10 @@ class Info(NamedTuple):
 
 
 class Source(Protocol):
-    """The examples of one split, by position; picklable, so that worker processes can read it."""
+    """The examples of one split, by position; picklable, so that worker processes can read it.
+
+    A source may also have `many(positions)`, an iterator over examples, where it reads several better than one by one.
+    """
 
     ids: np.ndarray
     """int32 `[examples]`, unique over all splits of the data set."""
@@ -99,12 +103,13 @@ class Stored(NamedTuple):
     kind: Kind
     label_names: tuple[str, ...]
     shape: tuple[int | None, ...]
-    """Of images `[height, width, channels]`, with None where it may differ between them; empty for other kinds."""
+    """Of images `[height, width, channels]`, with None where it may differ between them; of features their shape; empty
+    for other kinds."""
     ids: dict[str, np.ndarray]
     """int32 `[stored]`."""
     labels: dict[str, np.ndarray]
     """int32 `[stored]`."""
     inputs: dict[str, Any]
-    """By place: uint8 images `[height, width, channels]`, texts, or a `table.Columns`."""
+    """By place: uint8 images `[height, width, channels]`, texts, features, or a `table.Columns`."""
     digest: str
     """Hash of all examples."""

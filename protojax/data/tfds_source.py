@@ -10,7 +10,7 @@ import numpy as np
 from google.protobuf import json_format
 
 from protojax.data import catalog
-from protojax.data.records import MODES, Pictures, Records, Texts, decode_text
+from protojax.data.records import MODES, Arrays, Pictures, Records, Texts, decode_text
 from protojax.data.source import DataError, Kind, Stored
 from protojax.data.table import Columns
 
@@ -38,7 +38,10 @@ class Prepared(NamedTuple):
     label_names: tuple[str, ...] | None
     """None where labels are numbers without names."""
     shape: tuple[int | None, ...]
-    """Of images `[height, width, channels]`, with None where it may differ between them; empty for other kinds."""
+    """Of images `[height, width, channels]`, with None where it may differ between them; of features their shape; empty
+    for other kinds."""
+    dtype: str
+    """Of features; empty for other kinds."""
     columns: dict[str, Column]
     """Of tables, sorted by name."""
     has_ids: bool
@@ -68,14 +71,22 @@ def find(name: str, data_dir: str | None) -> Prepared:
             f"it with file_format='array_record', or convert it with `{catalog.INSTALL}` and `tfds convert_format "
             f"--dataset_version_dir={folder} --out_file_format=array_record`"
         )
-    kind: Kind = "image" if "image" in features else "text" if "text" in features else "table"
+    # A table may have a column of this name, which is a number or a text.
+    arrays = isinstance(features.get("features"), tfds.features.Tensor) and features["features"].shape != ()
+    kind: Kind = "features" if arrays else next((k for k in ("image", "text") if k in features), "table")
+    shape: tuple[int | None, ...] = ()
+    if kind == "image":
+        shape = _image_shape(folder, features["image"])
+    elif kind == "features":
+        shape = _features_shape(folder, features["features"])
     return Prepared(
         folder=folder,
         name=name,
         version=str(info.version),
         kind=kind,
         label_names=_label_names(folder, features),
-        shape=_image_shape(folder, features["image"]) if kind == "image" else (),
+        shape=shape,
+        dtype=np.dtype(features["features"].np_dtype).name if kind == "features" else "",
         columns=_columns(folder, features) if kind == "table" else {},
         has_ids="id" in features and _reads(features["id"]) == "integer",
         splits={split: found.num_examples for split, found in info.splits.items()},
@@ -107,9 +118,9 @@ def read(prepared: Prepared, first_ids: Mapping[str, int]) -> Stored:
                 {name: _column(name, column, values[column.feature], ids[split]) for name, column in columns.items()}
             )
         else:
-            records = Records(prepared.folder, split, prepared.splits[split], whole)
-            is_image = prepared.kind == "image"
-            inputs[split] = Pictures(records, ids[split], prepared.shape) if is_image else Texts(records, ids[split])
+            inputs[split] = _inputs(
+                prepared, Records(prepared.folder, split, prepared.splits[split], whole), ids[split]
+            )
     names = prepared.label_names
     if names is None:
         names = tuple(str(label) for label in range(1 + max(int(own.max(initial=0)) for own in labels.values())))
@@ -126,6 +137,12 @@ def read(prepared: Prepared, first_ids: Mapping[str, int]) -> Stored:
         inputs=inputs,
         digest=digest.hexdigest(),
     )
+
+
+def _inputs(prepared: Prepared, records: Records, ids: np.ndarray) -> Pictures | Texts | Arrays:
+    if prepared.kind == "image":
+        return Pictures(records, ids, prepared.shape)
+    return Texts(records, ids) if prepared.kind == "text" else Arrays(records, ids, prepared.shape, prepared.dtype)
 
 
 def _scan(records: Records, kept: Sequence[str], digest: Any) -> dict[str, list[Any]]:
@@ -189,6 +206,17 @@ def _image_shape(folder: Path, feature: Any) -> tuple[int | None, ...]:
         raise DataError(f"{folder}: the feature 'image' is {feature}, but only 8-bit images can be read")
     if feature.shape[-1] not in MODES:
         raise DataError(f"{folder}: images of {feature.shape[-1]} channels, but only 1, 3 or 4 can be read")
+    return tuple(feature.shape)
+
+
+def _features_shape(folder: Path, feature: Any) -> tuple[int, ...]:
+    kind = np.dtype(feature.np_dtype)
+    by_bytes = feature.get_serialized_info().shape == ()
+    if None in feature.shape or len(feature.shape) not in (1, 3) or kind.kind != "f" or not by_bytes:
+        raise DataError(
+            f"{folder}: the feature 'features' is {feature}, but only floating point [features] or [height, width, "
+            "features] of one shape, stored as bytes, can be read: prepare it with protojax prepare features"
+        )
     return tuple(feature.shape)
 
 

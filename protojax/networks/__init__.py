@@ -13,17 +13,20 @@ from protojax.config import (
     AutoencoderSettings,
     ConvSettings,
     EncoderSettings,
+    FeaturesSettings,
+    FrozenSettings,
     LSTMSettings,
     ResNetSettings,
     VDCNNSettings,
 )
 from protojax.networks.autoencoder import Autoencoder
+from protojax.networks.backbones import MapEncoder
 from protojax.networks.conv import ConvNet
 from protojax.networks.lstm import LSTM
 from protojax.networks.resnet import ResNet
 from protojax.networks.vdcnn import VDCNN
 
-__all__ = ["LSTM", "VDCNN", "Autoencoder", "ConvNet", "ResNet", "build"]
+__all__ = ["LSTM", "VDCNN", "Autoencoder", "ConvNet", "MapEncoder", "ResNet", "build"]
 
 
 def build(settings: EncoderSettings, dtype: DTypeLike = jnp.float32, axis_name: str | None = None) -> nn.Module:
@@ -45,6 +48,9 @@ def build(settings: EncoderSettings, dtype: DTypeLike = jnp.float32, axis_name: 
             encoder = LSTM
         case AutoencoderSettings():
             encoder = Autoencoder
+        case FrozenSettings() | FeaturesSettings():
+            # The backbone belongs to the data: what is trained starts from its features.
+            return MapEncoder()
         case _:
             raise ValueError(f"no encoder is built from {type(settings).__name__}")
     return encoder(**settings.model_dump(exclude={"kind"}), dtype=jnp.dtype(dtype), axis_name=axis_name)

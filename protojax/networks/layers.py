@@ -31,7 +31,7 @@ def check_axes(inputs: jax.Array, axes: tuple[str, ...], encoder: str) -> None:
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last (Ioffe and Szegedy 2015), momentum 0.9, epsilon 1e-5.
+    """Batch normalisation over all axes but the last (Ioffe and Szegedy 2015), momentum 0.9.
 
     flax's own layer averages the means of the shards, which is wrong as soon as a mask leaves them unequal numbers of
     positions; this one sums over shards before it divides. Without a mask both give the same numbers.
@@ -39,6 +39,7 @@ class BatchNorm(nn.Module):
 
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
+    epsilon: float = EPSILON
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -66,7 +67,7 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         ones = (1,) * (x.ndim - 1)
-        multiplier = (lax.rsqrt(var + EPSILON) * scale).reshape(*ones, channels)
+        multiplier = (lax.rsqrt(var + self.epsilon) * scale).reshape(*ones, channels)
         y = (x - mean.reshape(*ones, channels)) * multiplier + bias.reshape(*ones, channels)
         return y.astype(self.dtype)
 

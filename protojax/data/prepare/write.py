@@ -19,10 +19,12 @@ from protojax.data import splits
 from protojax.data.source import DataError
 
 Duplicates = Literal["refuse", "drop"]
+Shard = Callable[[], Iterator[tuple[int, dict[str, Any]]]]
+"""Yields the examples of a shard, each with a number of its own."""
 
 _VERSION = "1.0.0"
 
-_SHARD_EXAMPLES = 2048  # TFDS keeps the examples of the shard that it writes in memory.
+_SHARD_EXAMPLES = 2048
 _RESERVED = ("digits",)
 
 
@@ -64,6 +66,8 @@ class Raw(NamedTuple):
     """The source's own division `[examples]`, `train`, `validation` and `test`; None where it has none."""
     read: Callable[[int], dict[str, Any]]
     """The input at a position, encoded for TFDS."""
+    shard_examples: int = _SHARD_EXAMPLES
+    """Examples of a shard, which TFDS keeps in memory while it writes them."""
 
 
 def target(
@@ -97,8 +101,6 @@ def target(
 def write(goal: Target, raw: Raw) -> Prepared:
     """Divides the examples, checks the division and writes it.
 
-    The files grow in a hidden folder beside the target, which gets its name in one step at the end.
-
     Raises:
       DataError: too few examples, a class without any, an example in two splits, a disk that is full.
     """
@@ -110,12 +112,74 @@ def write(goal: Target, raw: Raw) -> Prepared:
     description = f"Prepared by protojax from {raw.origin}."
     if dropped:
         description += f" Left out as copies of examples in other splits: {sum(map(len, dropped.values()))}."
-    try:
-        _write_and_rename(goal.folder, raw, kept, description)
-    except (OSError, RuntimeError) as error:  # ArrayRecord reports a full disk as a RuntimeError.
-        raise DataError(f"{goal.folder} could not be written, and nothing of it was kept: {error}") from error
+    features = tfds.features.FeaturesDict(
+        {"id": np.int64, "label": tfds.features.ClassLabel(names=list(raw.label_names)), **raw.feature}
+    )
     counts = {name: len(places) for name, places in kept.items()}
+
+    def generate(places: np.ndarray, bar: tqdm) -> Iterator[tuple[int, dict[str, Any]]]:
+        for place in places:
+            key = int(raw.ids[place])
+            yield key, {"id": key, "label": int(raw.labels[place]), **raw.read(int(place))}
+            bar.update()
+
+    step = raw.shard_examples
+    with tqdm(total=sum(counts.values()), desc=f"writing {goal.folder.name}", unit=" examples") as bar:
+        shards = {
+            split: [
+                # Bound now: the loop variable would be the last shard for all.
+                lambda places=places[start : start + step]: generate(places, bar)
+                for start in range(0, len(places), step)
+            ]
+            for split, places in kept.items()
+        }
+        write_shards(goal.folder, features, shards, counts, description)
     return Prepared(goal.folder / _VERSION, counts, dropped)
+
+
+def write_shards(
+    folder: Path,
+    features: Any,
+    shards: Mapping[str, Sequence[Shard]],
+    counts: Mapping[str, int],
+    description: str,
+    files: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a data set shard by shard, in place of an older one.
+
+    The files grow in a hidden folder beside the target, which gets its name in one step at the end.
+
+    Args:
+      folder: of the data set, whose name is that of the data set.
+      features: its `tfds.features.FeaturesDict`.
+      shards: by split, what yields the examples of each shard.
+      counts: examples by split.
+      description: of the data set.
+      files: text files that stand beside the data, by name.
+
+    Raises:
+      DataError: the disk is full, or something else kept it from being written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.incomplete-", dir=folder.parent))
+        try:
+            _write_records(temporary, folder.name, features, shards, counts, description)
+            for name, content in (files or {}).items():
+                (temporary / folder.name / _VERSION / name).write_text(content + "\n", encoding="utf-8")
+            replaced = temporary / "replaced"
+            if folder.exists():
+                folder.rename(replaced)
+            try:
+                (temporary / folder.name).rename(folder)
+            except OSError:
+                if replaced.exists():
+                    replaced.rename(folder)
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except (OSError, RuntimeError) as error:  # ArrayRecord reports a full disk as a RuntimeError.
+        raise DataError(f"{folder} could not be written, and nothing of it was kept: {error}") from error
 
 
 def encode_png(pixels: np.ndarray) -> io.BytesIO:
@@ -182,53 +246,23 @@ def _check_classes(raw: Raw, chosen: np.ndarray) -> None:
             )
 
 
-def _write_and_rename(folder: Path, raw: Raw, kept: Mapping[str, np.ndarray], description: str) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.incomplete-", dir=folder.parent))
-    try:
-        _write_records(temporary, folder.name, raw, kept, description)
-        replaced = temporary / "replaced"
-        if folder.exists():
-            folder.rename(replaced)
-        try:
-            (temporary / folder.name).rename(folder)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(folder)
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_records(root: Path, name: str, raw: Raw, kept: Mapping[str, np.ndarray], description: str) -> None:
-    features = tfds.features.FeaturesDict(
-        {"id": np.int64, "label": tfds.features.ClassLabel(names=list(raw.label_names)), **raw.feature}
-    )
-
-    def generate(places: np.ndarray, bar: tqdm) -> Iterator[tuple[int, dict[str, Any]]]:
-        for place in places:
-            key = int(raw.ids[place])
-            yield key, {"id": key, "label": int(raw.labels[place]), **raw.read(int(place))}
-            bar.update()
-
-    with tqdm(total=sum(map(len, kept.values())), desc=f"writing {name}", unit=" examples") as bar:
-        shards = {
-            split: [
-                # Bound now: the loop variable would be the last shard for all.
-                lambda places=places[start : start + _SHARD_EXAMPLES]: generate(places, bar)
-                for start in range(0, len(places), _SHARD_EXAMPLES)
-            ]
-            for split, places in kept.items()
-        }
-        builder = _builder_class(name, features, description)(data_dir=root, file_format="array_record")
-        builder.shards = shards
-        # TFDS announces a download, and the temporary folder as the place of the data.
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()
+def _write_records(
+    root: Path,
+    name: str,
+    features: tfds.features.FeaturesDict,
+    shards: Mapping[str, Sequence[Shard]],
+    counts: Mapping[str, int],
+    description: str,
+) -> None:
+    builder = _builder_class(name, features, description)(data_dir=root, file_format="array_record")
+    builder.shards = {split: list(own) for split, own in shards.items()}
+    # TFDS announces a download, and the temporary folder as the place of the data.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
     written = tfds.builder_from_directory(root / name / _VERSION)
-    for split, places in kept.items():
-        if (found := len(written.as_data_source(split))) != len(places):
-            raise OSError(f"{found} of {len(places)} examples of the {split} split arrived on the disk")
+    for split, count in counts.items():
+        if (found := len(written.as_data_source(split))) != count:
+            raise OSError(f"{found} of {count} examples of the {split} split arrived on the disk")
 
 
 def _builder_class(name: str, features: tfds.features.FeaturesDict, description: str) -> type[tfds.core.DatasetBuilder]:

@@ -1,0 +1,245 @@
+"""Published weights of frozen backbones, read from safetensors files; nothing is filled in, nothing is left over.
+
+A file is recognised by its names (see `layouts`), which also tell the number of classes of its classifier and the size
+of its position embeddings. Pickles, which run code when they are read, are refused.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from flax import traverse_util
+from jax.typing import DTypeLike
+
+from protojax import layouts
+from protojax.layouts import Row, Table
+from protojax.networks.backbones import BACKBONES
+
+_PICKLES = (".pth", ".pt", ".bin", ".pkl", ".pickle", ".ckpt", ".tar")
+_LISTED = 5
+
+
+class WeightsError(ValueError):
+    """A file of weights is missing, no safetensors, or does not fit the network; the message lists all that differs."""
+
+
+class Pretrained(NamedTuple):
+    """A backbone with its published weights."""
+
+    name: str
+    module: nn.Module
+    """`(images, train) -> (outputs, intermediates)`, and `classify(means of the map) -> logits` with a classifier."""
+    variables: dict[str, Any]
+    """NumPy arrays float32: `params` and, where the network keeps statistics, `batch_stats`."""
+    sha256: str
+    """Of the file."""
+
+
+class _Wanted(NamedTuple):
+    """One of our parameters, and where it lies in the file."""
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    axes: tuple[int, ...] | None
+
+    def shape_of_each(self, shift: int = 0) -> tuple[int, ...]:
+        """The shape of a stored array; `shift` rows are added here and not stored."""
+        shape = list(self.shape)
+        if self.axes is not None:
+            shape = [self.shape[self.axes.index(axis)] for axis in range(len(self.axes))]
+        if len(self.names) > 1:
+            shape[0] //= len(self.names)
+        if shift:
+            shape[1] -= shift
+        return tuple(shape)
+
+
+def load(path: str | Path, network: str, dtype: DTypeLike = jnp.float32) -> Pretrained:
+    """Reads the weights of a backbone.
+
+    Args:
+      path: a safetensors file, with the names of timm, of Hugging Face transformers, or another publisher of `layouts`.
+      network: one of `networks.backbones.BACKBONES`.
+      dtype: arithmetic of the network; its parameters are float32, whatever the file holds.
+
+    Raises:
+      WeightsError: the file is missing, damaged or a pickle, or its names or shapes are not those of the network; the
+        message lists every missing, unexpected and misshapen name.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        table = table_of(network)
+        names = _without_prefix(stored, table)
+        publisher = _publisher(path, network, table, names)
+        module = _module(path, network, table, publisher, names, stored, dtype)
+        wanted = list(_wanted(module, table, publisher))
+        # timm keeps no position of the class token where there are registers: it is part of the token.
+        bare = _registers(network) and table.publishers[publisher] == "timm"
+        _check(path, network, table, wanted, names, stored, bare)
+        flat = {}
+        for row in wanted:
+            arrays = [_float32(file, names[name]) for name in row.names]
+            array = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+            if bare and row.path[-1] == "positions":
+                array = np.pad(array, ((0, 0), (1, 0), (0, 0)))
+            flat[row.path] = array if row.axes is None else np.ascontiguousarray(array.transpose(row.axes))
+    return Pretrained(network, module, traverse_util.unflatten_dict(flat), sha256_of(path))
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file of weights.
+
+    Raises:
+      WeightsError: it cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def table_of(network: str) -> Table:
+    """The table by which the weights of a network are read."""
+    if network.startswith("dinov2"):
+        return layouts.DINOV2
+    if network.startswith(("deit", "vit")):
+        return layouts.VIT
+    if network.startswith("convnext"):
+        return layouts.CONVNEXT
+    return layouts.RESNET if network.startswith("resnet") else layouts.EFFICIENTNET_LITE
+
+
+def _opened(path: Path) -> Any:
+    if path.suffix.lower() in _PICKLES:
+        raise WeightsError(
+            f"{path}: a pickle, which could run any code when it is read; convert it once with "
+            f"`pip install 'protojax[torch]'` and `protojax convert-weights {path} {path.with_suffix('.safetensors')}`"
+        )
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file of weights; give a safetensors file")
+    try:
+        return safetensors.safe_open(path, framework="np")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path}: not a safetensors file ({error}); a file of PyTorch is converted with `protojax convert-weights`"
+        ) from None
+
+
+def _float32(file: Any, name: str) -> np.ndarray:
+    return np.asarray(file.get_tensor(name)).astype(np.float32)
+
+
+def _without_prefix(stored: Mapping[str, Any], table: Table) -> dict[str, str]:
+    """The names of a file as they stand there, by those without a prefix."""
+    names = {}
+    for name in stored:
+        prefix = next((p for p in table.prefixes if name.startswith(p)), "")
+        names[name.removeprefix(prefix)] = name
+    return names
+
+
+def _publisher(path: Path, network: str, table: Table, names: Mapping[str, str]) -> int:
+    """Whose names these are."""
+    found = []
+    for publisher in range(len(table.publishers)):
+        known = [layouts.pattern(name) for row in table.rows for name in _tuple(row.theirs[publisher])]
+        found.append(sum(any(p.fullmatch(name) for p in known) for name in names))
+    if not max(found):
+        shown = ", ".join(list(names.values())[:_LISTED])
+        raise WeightsError(
+            f"{path}: no weights of {network}: it has none of the names that {' or '.join(table.publishers)} give "
+            f"them, but {shown}{', ...' if len(names) > _LISTED else ''}"
+        )
+    return int(np.argmax(found))
+
+
+def _module(
+    path: Path,
+    network: str,
+    table: Table,
+    publisher: int,
+    names: Mapping[str, str],
+    stored: Mapping[str, tuple[int, ...]],
+    dtype: DTypeLike,
+) -> nn.Module:
+    """The network with the classifier and the position embeddings of the file."""
+    rows = {row.ours: row.theirs[publisher] for row in table.rows}
+    head = names.get(rows["head/kernel"])
+    more: dict[str, Any] = {"classes": stored[head][0] if head else 0, "dtype": dtype}
+    if "positions" in rows:
+        places, timm = names.get(rows["positions"]), table.publishers[publisher] == "timm"
+        # timm antialiases, transformers only where there are registers.
+        more["antialias"] = timm or _registers(network)
+        tokens = 0 if timm and _registers(network) else 1
+        count = stored[places][1] - tokens if places and len(stored[places]) == 3 else 1
+        more["grid"] = round(count**0.5)
+        if more["grid"] ** 2 != count:
+            raise WeightsError(f"{path}: {places} has {count} places of patches, which make no square")
+    return BACKBONES[network].module(**more)
+
+
+def _wanted(module: nn.Module, table: Table, publisher: int) -> Iterator[_Wanted]:
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), image)
+    flat = traverse_util.flatten_dict(shapes)
+    rows = [(layouts.pattern(row.ours), row) for row in table.rows]
+    matched = {path: _match("/".join(path[1:]), rows) for path in flat}
+    blocks = sorted({(n["i"], n["j"]) for _, n in matched.values() if "j" in n})
+    for path, (row, numbers) in matched.items():
+        if "j" in numbers:
+            numbers = {**numbers, "n": blocks.index((numbers["i"], numbers["j"]))}
+        names = tuple(layouts.filled(name, numbers) for name in _tuple(row.theirs[publisher]))
+        yield _Wanted(path, flat[path].shape, names, row.axes)
+
+
+def _match(ours: str, rows: Sequence[tuple[Any, Row]]) -> tuple[Row, dict[str, int]]:
+    row, match = next((row, match) for known, row in rows if (match := known.fullmatch(ours)))
+    numbers = {name: int(number) for name, number in match.groupdict().items()}
+    # The first block of EfficientNet-Lite has rows of its own, and is counted all the same.
+    return row, numbers or ({"i": 0, "j": 0} if ours.startswith("stage_0_block_0/") else {})
+
+
+def _check(
+    path: Path,
+    network: str,
+    table: Table,
+    wanted: Sequence[_Wanted],
+    names: Mapping[str, str],
+    stored: Mapping[str, tuple[int, ...]],
+    bare: bool,
+) -> None:
+    missing, misshapen, used = [], [], set()
+    for row in wanted:
+        shape = row.shape_of_each(1 if bare and row.path[-1] == "positions" else 0)
+        for name in row.names:
+            used.add(name)
+            if name not in names:
+                missing.append(f"missing: {name} {list(shape)}")
+            elif stored[names[name]] != shape:
+                misshapen.append(f"misshapen: {names[name]} is {list(stored[names[name]])}, not {list(shape)}")
+    unused = [layouts.pattern(name) for name in table.unused]
+    unexpected = [
+        f"unexpected: {whole} {list(stored[whole])}"
+        for name, whole in names.items()
+        if name not in used and not any(p.fullmatch(name) for p in unused)
+    ]
+    if problems := [*missing, *unexpected, *misshapen]:
+        lines = "\n".join(f"  {line}" for line in problems)
+        raise WeightsError(f"{path}: not the weights of {network} ({len(problems)} names differ):\n{lines}")
+
+
+def _registers(network: str) -> bool:
+    return getattr(BACKBONES[network].module, "keywords", {}).get("registers", 0) > 0
+
+
+def _tuple(names: layouts.Names) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names

@@ -1,0 +1,42 @@
+"""A backbone over the mesh makes the features of each image that it makes of it on its own."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+from safetensors.numpy import save_file
+
+from protojax import config, layouts, weights
+from protojax.data import frozen, loading
+from protojax.networks import backbones
+from protojax.networks.backbones import IMAGENET, Backbone
+from protojax.networks.resnet50 import BottleneckResNet
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+
+def test_the_batch_is_split_over_the_devices(tmp_path, monkeypatch):
+    assert jax.device_count() == 8
+    module = partial(BottleneckResNet, depths=(1,), filters=4)
+    monkeypatch.setitem(backbones.BACKBONES, "resnet50", Backbone(module, IMAGENET))
+    variables = jax.jit(module().init)(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+    flat = traverse_util.flatten_dict(variables)
+    tensors = {}
+    for row in weights._wanted(module(), layouts.RESNET, 0):
+        array = np.asarray(flat[row.path])
+        tensors[row.names[0]] = np.ascontiguousarray(array.transpose(np.argsort(row.axes)) if row.axes else array)
+    save_file(tensors, tmp_path / "small.safetensors")
+    settings = config.FrozenSettings(
+        network="resnet50", weights=str(tmp_path / "small.safetensors"), image_size=(16, 16), batch_size=12
+    )
+    dataset = loading.load(config.DataSettings())
+    source = frozen.behind(dataset, settings).test
+    # 12 images a batch become 16, two a device; the last of these three batches is filled up.
+    got = np.stack([example["inputs"] for example in source.many(range(35))])
+    images = np.stack([dataset.test[i]["inputs"] for i in range(35)])
+    nothing = np.zeros(35, np.int32)
+    found = weights.load(settings.weights, "resnet50")
+    wanted = jax.jit(partial(frozen.features, found.module, settings))(found.variables, images, nothing, nothing)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
