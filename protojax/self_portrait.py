@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from protojax import health, portraits, readable
+from protojax import concepts, health, portraits, readable
 from protojax.data import images
 from protojax.evaluate import Scored
 from protojax.opened import Opened
@@ -37,6 +37,9 @@ def draw(opened: Opened) -> list[Path]:
         Subject(int(source.ids[place]), int(source.labels[place]), source.show(int(place))) for place in positions
     ]
     views = _views(opened, batch)
+    if "concept_maps" in views:
+        everything = readable.everything(opened.dataset)
+        return concepts.write(opened.folder / "figures", views, subjects, info.label_names, everything)
     nearest = []
     if "nearest_ids" in views:
         everything = readable.everything(opened.dataset)

@@ -17,6 +17,7 @@ from protojax.config.settings import (
     LSTMSettings,
     NumericColumn,
     ProtoAttendSettings,
+    ProtoQuantSettings,
     PrototypeAutoencoderSettings,
     ResNetSettings,
     Settings,
@@ -116,7 +117,13 @@ def _explain(error: dict[str, Any]) -> str:
 
 
 _ENCODERS = (ConvSettings, ResNetSettings, VDCNNSettings, LSTMSettings, AutoencoderSettings)
-_METHODS = (ProtoAttendSettings, EncoderBaselineSettings, PrototypeAutoencoderSettings, AttentionAutoencoderSettings)
+_METHODS = (
+    ProtoAttendSettings,
+    EncoderBaselineSettings,
+    PrototypeAutoencoderSettings,
+    AttentionAutoencoderSettings,
+    ProtoQuantSettings,
+)
 _TAGS = [model.model_fields["kind"].default for model in (*_ENCODERS, *_METHODS)]
 
 
