@@ -21,8 +21,8 @@ from protojax.ops.tiles import Candidates
 
 Metric = Literal["cosine", "euclidean"]
 
-_VECTORS = 256
-"""Vectors of a block: its products with a tile of codes fit the cache of a CPU core."""
+_VECTORS, _CODES = 256, 1024
+"""Vectors of a block and codes of a tile: their products fit the cache of a CPU core."""
 
 
 class Nearest(NamedTuple):
@@ -129,7 +129,7 @@ def _best_of_block(block: jax.Array, candidates: Candidates, metric: Metric) -> 
         return jnp.where(better, highest, best), jnp.where(better, place + start, index)
 
     nothing = jnp.full(block.shape[:1], -jnp.inf), jnp.zeros(block.shape[:1], jnp.int32)
-    return tiles.fold(candidates, 1, body, nothing)
+    return tiles.fold(candidates, 1, body, nothing, _CODES)
 
 
 def _value(vectors: jax.Array, codes: jax.Array, best: jax.Array, index: jax.Array, metric: Metric) -> jax.Array:
