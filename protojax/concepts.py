@@ -26,6 +26,9 @@ CODES_A_ROW = 4
 """Codes of a decision in the picture, each with `PATCHES` training patches."""
 
 PATCHES = 3
+ROWS_A_PICTURE = 12
+"""Decisions in the picture; the records hold all."""
+
 _CODES_DRAWN, _CLASSES_DRAWN = 40, 30
 """Sizes up to which the table is drawn, too."""
 
@@ -109,7 +112,7 @@ def write(
     files = [folder / "concepts.json"]
     files[0].write_text(json.dumps(found, allow_nan=False) + "\n", encoding="utf-8")
     if readable.has_images(examples) and subjects[0].image.shape[-1] in (1, 3):
-        files.append(figures.save(_decisions(found, subjects, examples), folder / "concepts.png"))
+        files.append(figures.save(_decisions(found, subjects[:ROWS_A_PICTURE], examples), folder / "concepts.png"))
     codes = list(dict.fromkeys(c["code"] for rank in range(3) for k in found["classes"] for c in k["codes"][rank:][:1]))
     if len(label_names) <= _CLASSES_DRAWN:
         codes = sorted(codes[:_CODES_DRAWN])
@@ -146,7 +149,7 @@ def _decisions(found: Mapping[str, Any], subjects: Sequence[Subject], examples: 
     names = found["label_names"]
     for axes in grid.ravel():
         axes.set_axis_off()
-    for line, decision, subject in zip(grid, found["decisions"], subjects, strict=True):
+    for line, decision, subject in zip(grid, found["decisions"], subjects, strict=False):
         _show(line[0], subject.image, f"{names[decision['label']]}\n-> {names[decision['predicted']]}")
         for place, concept in enumerate(decision["concepts"][:CODES_A_ROW]):
             first = 1 + place * (1 + PATCHES)

@@ -135,7 +135,7 @@ def explain_run(
             return []
         everything = readable.everything(opened.dataset)
         files = explain.write(opened.folder / "figures", scored, positions, source, everything, names, split)
-        return files + self_portrait.draw(opened)
+        return files + self_portrait.draw(opened, source, positions)
 
 
 def edit_run(opened: Opened, edit: codes.Edit, split: str = "test", quiet: bool = False) -> tuple[dict[str, Any], Path]:

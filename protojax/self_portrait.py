@@ -26,18 +26,33 @@ def examine(opened: Opened, scored: Scored) -> dict[str, Any] | None:
     return health.examine(views, scored.predicted, len(opened.dataset.info.label_names))
 
 
-def draw(opened: Opened) -> list[Path]:
-    """Writes the portraits of a run into its `figures`; returns the files, none for a method without views."""
+def draw(opened: Opened, source: Any, decisions: np.ndarray) -> list[Path]:
+    """Writes the portraits of a run into its `figures`.
+
+    Args:
+      opened: the run.
+      source: the split that is explained.
+      decisions: positions in it; a method with concepts shows those of these decisions. Another one shows itself by a
+        few test images.
+
+    Returns:
+      The files, none for a method without views.
+    """
     if opened.method.views is None:
         return []
-    source, info, settings = opened.dataset.test, opened.dataset.info, opened.settings
-    positions = _subjects(np.asarray(source.labels))
+    info, settings = opened.dataset.info, opened.settings
+    has_concepts = settings.method.kind == "protoquant"
+    if not has_concepts:
+        source = opened.dataset.test
+    positions = decisions if has_concepts else _subjects(np.asarray(source.labels))
+    if not len(positions):
+        return []
     batch = _batch(source, positions)
     subjects = [
         Subject(int(source.ids[place]), int(source.labels[place]), source.show(int(place))) for place in positions
     ]
     views = _views(opened, batch)
-    if "concept_maps" in views:
+    if has_concepts:
         everything = readable.everything(opened.dataset)
         return concepts.write(opened.folder / "figures", views, subjects, info.label_names, everything)
     nearest = []

@@ -79,6 +79,22 @@ def test_concepts_are_shown_with_their_training_patches(trained):
             assert min(picture.size) > 100
 
 
+def test_the_decisions_asked_for_are_shown(trained, capsys):
+    folder, _ = trained
+    wanted = [int(i) for i in experiment.open_run(folder, quiet=True).dataset.test.ids[[5, 2]]]
+    assert cli.main(["explain", "--workdir", str(folder), "--ids", ",".join(map(str, wanted))]) == 0
+    assert "concepts.json" in capsys.readouterr().out
+    record = json.loads((folder / "figures" / "concepts.json").read_text())
+    assert [decision["id"] for decision in record["decisions"]] == wanted
+    explained = json.loads((folder / "figures" / "explanations.json").read_text())["decisions"]
+    for decision, own in zip(explained, record["decisions"], strict=True):
+        assert decision["predicted"] == own["predicted"]
+        # The training example of the heaviest code is the first prototype.
+        heaviest = own["concepts"][0]
+        assert decision["prototypes"][0]["weight"] == pytest.approx(heaviest["share"], abs=1e-5)
+        assert decision["prototypes"][0]["id"] == record["patches"][str(heaviest["code"])][0]["id"]
+
+
 def test_maps_are_upsampled_smoothly():
     maps = np.zeros((2, 4, 4))
     maps[0, 1, 2] = 1
