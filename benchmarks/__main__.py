@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks import floor, measure, report
 
-NAMES = "sparsemax", "attention", "training_step", "database", "feeding"
+NAMES = "sparsemax", "attention", "quantize", "training_step", "database", "feeding"
 _HERE = Path(__file__).parent
 
 

@@ -136,7 +136,17 @@ def measure(case: Case, budget: Budget) -> list[dict[str, Any]]:
 def header() -> dict[str, Any]:
     """The machine and the versions."""
     versions = {"python": platform.python_version()}
-    for package in ("jax", "jaxlib", "numpy", "flax", "torch", "entmax", "jaxopt", "faiss-cpu"):
+    for package in (
+        "jax",
+        "jaxlib",
+        "numpy",
+        "flax",
+        "torch",
+        "entmax",
+        "jaxopt",
+        "faiss-cpu",
+        "vector-quantize-pytorch",
+    ):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_explain(commands)
     _add_what_if(commands)
+    _add_edit(commands)
     _add_database(commands)
     _add_export(commands)
     return top
@@ -59,9 +60,12 @@ def _add_prepare(commands: Any) -> None:
         "      --workdir runs/adult data.name=adult data.data_dir=data"
     )
     parser = _command(commands, "prepare", "Write raw files as a TFDS data set.", example)
-    parser.add_argument("kind", choices=["idx", "image-folder", "csv", "text", "features"], help="what the source is")
+    kinds = ["idx", "image-folder", "csv", "text", "features", "funnybirds"]
+    parser.add_argument("kind", choices=kinds, help="what the source is")
     parser.add_argument(
-        "source", type=Path, help="an IDX folder, a folder of images by class, a CSV/TSV file, or an npy file"
+        "source",
+        type=Path,
+        help="an IDX folder, a folder of images by class, a CSV/TSV file, an npy file, or FunnyBirds",
     )
     parser.add_argument("--name", required=True, help="name of the data set: lower-case letters, digits, underscores")
     parser.add_argument("--data-dir", metavar="DIR", type=Path, help="folder of data sets (default: that of TFDS)")
@@ -212,6 +216,19 @@ def _add_what_if(commands: Any) -> None:
     _add_split(parser, "test", "where the decisions are taken from")
     parser.add_argument("--ids", metavar="ID,...", help="the decisions on these examples alone (default: all)")
     parser.add_argument("--count", metavar="N", type=int, default=20, help="decisions shown at most (default: 20)")
+
+
+def _add_edit(commands: Any) -> None:
+    example = "protojax edit --workdir runs/birds --drop 17,42\n  protojax edit --workdir runs/birds --top-k 5 --keep"
+    more = "Nothing is trained, and without --keep nothing is changed.\n" + _REOPENED
+    help = "Show which decisions change without some codes of a codebook."
+    parser = _command(commands, "edit", help, example, more)
+    _add_run(parser)
+    parser.add_argument("--drop", metavar="CODE,...", help="codes that are to count no more")
+    parser.add_argument("--top-k", metavar="K", type=int, help="codes that every class keeps, its heaviest")
+    parser.add_argument("--keep", action="store_true", help="open the run without these codes from now on")
+    _add_split(parser, "test", "where the decisions are taken from")
+    parser.add_argument("--count", metavar="N", type=int, default=20, help="codes and decisions shown (default: 20)")
 
 
 def _add_database(commands: Any) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `protojax prepare | train | evaluate | explain | what-if | database | export`.
+"""The command line: `protojax prepare | train | evaluate | explain | what-if | edit | database | export`.
 
 And for frozen backbones: `protojax convert-weights | recognise | features`.
 """
@@ -17,6 +17,7 @@ INTERRUPTED = 75
 """Exit status after SIGTERM: the state is saved and the same command resumes."""
 
 _OF_KIND = {
+    "funnybirds": (),
     "idx": ("label_names",),
     "image-folder": ("image_size",),
     "csv": ("label", "numeric", "categorical"),
@@ -84,6 +85,10 @@ def _prepare(parsed: argparse.Namespace) -> None:
         "overwrite": parsed.overwrite,
     }
     match parsed.kind:
+        case "funnybirds":
+            # It has a test split of its own.
+            del common["test"]
+            done = prepare.funnybirds(parsed.source, name=parsed.name, **common)
         case "idx":
             done = prepare.idx(
                 parsed.source, name=parsed.name, label_names=values.names(parsed, "label_names"), **common
@@ -224,6 +229,20 @@ def _what_if(parsed: argparse.Namespace) -> None:
     print("\n".join([*contrast.table(answer, parsed.count), "", *map(str, files)]))
 
 
+def _edit(parsed: argparse.Namespace) -> None:
+    from protojax import codes, experiment, run
+
+    edit = codes.Edit(tuple(values.numbers(parsed, "drop") or ()), parsed.top_k)
+    values.check_workdir(parsed.workdir)
+    if parsed.count < 1:
+        raise ValueError(f"--count {parsed.count}: show at least 1 of a kind")
+    codes.check(edit, run.read(parsed.workdir).method.kind)
+    answer, path = experiment.edit_run(_opened(parsed), edit, parsed.split)
+    print("\n".join([*codes.table(answer, parsed.count), "", str(path)]))
+    if parsed.keep:
+        print(f"{codes.keep(parsed.workdir, edit)}    from now on the run is opened without these codes")
+
+
 def _database(parsed: argparse.Namespace) -> None:
     from protojax import curate, manifest, run
 
@@ -317,6 +336,7 @@ _COMMANDS = {
     "evaluate": _evaluate,
     "explain": _explain,
     "what-if": _what_if,
+    "edit": _edit,
     "database": _database,
     "export": _export,
 }

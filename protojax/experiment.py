@@ -12,6 +12,7 @@ import numpy as np
 
 from protojax import (
     checkpoint,
+    codes,
     curate,
     data,
     database,
@@ -135,7 +136,25 @@ def explain_run(
             return []
         everything = readable.everything(opened.dataset)
         files = explain.write(opened.folder / "figures", scored, positions, source, everything, names, split)
-        return files + self_portrait.draw(opened)
+        return files + self_portrait.draw(opened, source, positions)
+
+
+def edit_run(opened: Opened, edit: codes.Edit, split: str = "test", quiet: bool = False) -> tuple[dict[str, Any], Path]:
+    """What the decisions of a run would be with other codes; writes `figures/edit.json` and returns it with its path.
+
+    Raises:
+      ValueError: the split or a code does not exist, or no code would be left.
+    """
+    source, before = split_of(opened.dataset, split), opened.state.variables
+    after = codes.edited(before, edit)
+    state = opened.state._replace(params=after["params"], statistics={k: v for k, v in after.items() if k != "params"})
+    scored = [score(it, source, quiet) for it in (opened, opened._replace(state=state))]
+    names = opened.dataset.info.label_names
+    answer = codes.records(edit, *scored, before, opened.memory, names, split)
+    path = opened.folder / "figures" / "edit.json"
+    path.parent.mkdir(exist_ok=True)
+    run.write_json(path, answer)
+    return answer, path
 
 
 def spread(trees: Sequence[Any]) -> Any:

@@ -75,7 +75,8 @@ class Journal:
         finite = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-        for key, value in metrics.items():
+        # TensorBoard has no place for a value that is not there, and warns of every one.
+        for key, value in ((k, v) for k, v in metrics.items() if finite[k] is not None):
             self._board.add_scalar(key.replace(".", "/"), value, step)
 
     def show(self, metrics: Mapping[str, float]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from protojax import config, database, evaluate, methods, run, step, train
+from protojax import codes, config, database, evaluate, methods, run, step, train
 from protojax.candidates import CandidateDatabase
 from protojax.config import AugmentSettings, Settings
 from protojax.data import DataSet, frozen, images
@@ -83,6 +83,9 @@ def open_encoder(
     else:
         state = train.restore(settings, dataset, folder)
     method = methods.build(settings, len(dataset.info.label_names)) if trained is None else trained.method
+    if settings.method.kind == "protoquant":
+        left = codes.opened(folder, state.variables)
+        state = state._replace(params=left.pop("params"), statistics=left)
     return Encoder(folder, settings, dataset, method, state, preparation(settings, dataset))
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from protojax import database, health, portraits, readable, sharding
+from protojax import concepts, database, health, portraits, readable, sharding
 from protojax.candidates import CandidateDatabase
 from protojax.data import images
 from protojax.database import Transform
@@ -66,17 +66,35 @@ def _errors(
     }
 
 
-def draw(opened: Opened) -> list[Path]:
-    """Writes the portraits of a run into its `figures`; returns the files, none for a method without views."""
+def draw(opened: Opened, source: Any, decisions: np.ndarray) -> list[Path]:
+    """Writes the portraits of a run into its `figures`.
+
+    Args:
+      opened: the run.
+      source: the split that is explained.
+      decisions: positions in it; a method with concepts shows those of these decisions. Another one shows itself by a
+        few test images.
+
+    Returns:
+      The files, none for a method without views.
+    """
     if opened.method.views is None:
         return []
-    source, info, settings = opened.dataset.test, opened.dataset.info, opened.settings
-    positions = _subjects(np.asarray(source.labels))
+    info, settings = opened.dataset.info, opened.settings
+    has_concepts = settings.method.kind == "protoquant"
+    if not has_concepts:
+        source = opened.dataset.test
+    positions = decisions if has_concepts else _subjects(np.asarray(source.labels))
+    if not len(positions):
+        return []
     batch = _batch(source, positions)
     subjects = [
         Subject(int(source.ids[place]), int(source.labels[place]), source.show(int(place))) for place in positions
     ]
     views = _views(opened, batch)
+    if has_concepts:
+        everything = readable.everything(opened.dataset)
+        return concepts.write(opened.folder / "figures", views, subjects, info.label_names, everything)
     nearest = []
     if "nearest_ids" in views:
         everything = readable.everything(opened.dataset)

@@ -88,6 +88,10 @@ def train_step(
     params, statistics, opt_state = jax.tree.map(
         partial(jnp.where, finite), changed, (state.params, state.statistics, state.opt_state)
     )
+    if method.revise is not None:
+        revise_key = jax.random.fold_in(step_key, 1)
+        statistics = method.revise({**statistics, "params": params}, batch, revise_key, state.step)
+        params = statistics.pop("params")
     bad_in_row = jnp.where(finite, 0, state.bad_in_row + 1)
     bad_total = state.bad_total + jnp.where(finite, 0, 1)
     metrics |= {"gradient_norm": norm, "bad_in_row": bad_in_row}
@@ -141,7 +145,7 @@ def fresh(settings: Settings, dataset: DataSet) -> TrainState:
     batch = {"inputs": jnp.asarray(dataset.train[0]["inputs"])[None]}
     batch["inputs"] = images.plain(batch["inputs"], info.kind, settings.data.augment)
     method = methods.build(settings, len(info.label_names))
-    transform = optimizer.build(settings.optimizer, settings.train.steps)
+    transform = optimizer.build(settings.optimizer, settings.train.steps, method.stages)
     state = create(method._replace(init=jax.jit(method.init)), transform, _keys(settings)[0], batch)
     if settings.train.candidates == "retrieved":
         state.statistics[KEYS] = retrieval.blank_keys(len(dataset.train), settings)
@@ -179,7 +183,7 @@ def compile(settings: Settings, dataset: DataSet) -> Loop:
     mesh = sharding.mesh()
     devices = parallel.choose(train, mesh)
     method = methods.build(settings, len(info.label_names), devices.axis_name, mesh.size)
-    transform = optimizer.build(settings.optimizer, train.steps)
+    transform = optimizer.build(settings.optimizer, train.steps, method.stages)
     sampler = sampler_of(settings, dataset)
     _, feed_key, step_key = _keys(settings)
     is_resident = settings.data.feeding == "resident"

@@ -30,11 +30,11 @@ def main(*arguments):
 
 def test_quick_benchmarks_are_exact_and_write_rows_and_plots(tmp_path, capsys, compile_fast):
     file = tmp_path / "out" / "rows.json"
-    assert main("sparsemax", "attention", "database", "feeding", "--quick", "--json", file) == 0
+    assert main("sparsemax", "attention", "quantize", "database", "feeding", "--quick", "--json", file) == 0
     result = json.loads(file.read_text())
     assert result["machine"]["threads"] >= 1 and result["machine"]["versions"]["jax"]
     rows = result["rows"]
-    assert {row["benchmark"] for row in rows} == {"sparsemax", "attention", "database", "feeding"}
+    assert {row["benchmark"] for row in rows} == {"sparsemax", "attention", "quantize", "database", "feeding"}
     for row in rows:
         assert row["seconds"] >= row["fastest_seconds"] > 0
         assert row["ratio_to_ours"] > 0 and row["memory_bytes"] >= 0

@@ -53,7 +53,7 @@ PROGRAM = """
     import optax
     from protojax import cli, optimizer
 
-    optimizer.build = lambda settings, steps: optax.sgd(0.05)
+    optimizer.build = lambda *_: optax.sgd(0.05)
 
     def train(folder, *more):
         return cli.main(["train", experiment, "--workdir", str(root / folder), *more])

@@ -27,6 +27,7 @@ from protojax.config.settings import MethodSettings as MethodSettings
 from protojax.config.settings import NumericColumn as NumericColumn
 from protojax.config.settings import OptimizerSettings as OptimizerSettings
 from protojax.config.settings import ProtoAttendSettings as ProtoAttendSettings
+from protojax.config.settings import ProtoQuantSettings as ProtoQuantSettings
 from protojax.config.settings import PrototypeAutoencoderSettings as PrototypeAutoencoderSettings
 from protojax.config.settings import ResNetSettings as ResNetSettings
 from protojax.config.settings import Settings as Settings

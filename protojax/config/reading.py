@@ -18,6 +18,7 @@ from protojax.config.settings import (
     LSTMSettings,
     NumericColumn,
     ProtoAttendSettings,
+    ProtoQuantSettings,
     PrototypeAutoencoderSettings,
     ResNetSettings,
     Settings,
@@ -125,7 +126,13 @@ _ENCODERS = (
     FrozenSettings,
     FeaturesSettings,
 )
-_METHODS = (ProtoAttendSettings, EncoderBaselineSettings, PrototypeAutoencoderSettings, AttentionAutoencoderSettings)
+_METHODS = (
+    ProtoAttendSettings,
+    EncoderBaselineSettings,
+    PrototypeAutoencoderSettings,
+    AttentionAutoencoderSettings,
+    ProtoQuantSettings,
+)
 _TAGS = [model.model_fields["kind"].default for model in (*_ENCODERS, *_METHODS)]
 
 

@@ -233,14 +233,54 @@ class AttentionAutoencoderSettings(Section):
     """Weight of the divergence of the attention from a uniform one."""
 
 
+class ProtoQuantSettings(Section):
+    """ProtoQuant (Janusz et al. 2026): two stages, and a third on what pruning leaves, in one run."""
+
+    kind: Literal["protoquant"] = "protoquant"
+    codes: PositiveInt = 500
+    """Codes of the codebook; the paper takes 10 times the number of classes."""
+    temperature: PositiveFloat = 0.1
+    """By which cosines are divided before the softmax over codes."""
+    initializer: Literal["orthogonal", "sampled", "kmeans++"] = "orthogonal"
+    """How codes start; `sampled` and `kmeans++` take patches of the first batch."""
+    codebook_steps: PositiveInt = 500
+    """Steps of the first stage, which trains the codes; the second trains the classifier."""
+    task_weight: NonNegativeFloat = 0.0
+    """First stage: weight of the cross-entropy of the frozen head on quantised maps (the released code: 1)."""
+    revive_every: NonNegativeInt = 0
+    """First stage: steps after which codes that no patch was assigned to are replaced by patches; 0 never does."""
+    tune_codes: bool = False
+    """Second stage: trains the codes, too."""
+    label_smoothing: Fraction = 0.1
+    prune_at: PositiveInt | None = None
+    """Step from which only `top_k` weights of a class are left, and weights and codes are tuned; absent: never."""
+    top_k: PositiveInt | None = None
+    """Codes that every class keeps when it is pruned."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.prune_at is None) != (self.top_k is None):
+            raise ValueError("prune_at and top_k belong together: give both, or neither")
+        if self.prune_at is not None and self.prune_at <= self.codebook_steps:
+            raise ValueError(
+                f"prune_at = {self.prune_at} must come after codebook_steps = {self.codebook_steps}: between them the "
+                "classifier is trained that is pruned"
+            )
+        return self
+
+
 MethodSettings = Annotated[
-    ProtoAttendSettings | EncoderBaselineSettings | PrototypeAutoencoderSettings | AttentionAutoencoderSettings,
+    ProtoAttendSettings
+    | EncoderBaselineSettings
+    | PrototypeAutoencoderSettings
+    | AttentionAutoencoderSettings
+    | ProtoQuantSettings,
     Field(discriminator="kind"),
 ]
 
 
 class OptimizerSettings(Section):
-    """Adam with the schedules of the papers."""
+    """Adam with the schedules of the papers. Where a method trains in stages, each stage has all of this anew."""
 
     learning_rate: PositiveFloat = 1e-3
     schedule: Literal["constant", "exponential", "cosine"] = "exponential"
@@ -251,8 +291,12 @@ class OptimizerSettings(Section):
     """Steps of linear warm-up from 0."""
     clip: Literal["none", "value", "norm"] = "value"
     clip_at: PositiveFloat = 20.0
+    final_rate: NonNegativeFloat = 0.0
+    """Cosine schedule: learning rate at the end."""
     conv_weight_decay: NonNegativeFloat = 0.0
     """L2 penalty on convolution filters."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled decay of all parameters (AdamW)."""
 
 
 class TrainSettings(Section):
@@ -356,6 +400,13 @@ class Settings(Section):
             )
         if self.encoder.kind == "frozen":
             self._check_frozen(self.encoder)
+        if self.method.kind == "protoquant":
+            last = self.method.prune_at or self.method.codebook_steps
+            if last >= self.train.steps:
+                raise ValueError(
+                    f"train.steps = {self.train.steps} ends before the last stage of protoquant, which starts at "
+                    f"{last} (method.prune_at, method.codebook_steps)"
+                )
         if self.train.candidates == "support" and getattr(self.encoder, "dropout", 0.0):
             raise ValueError(
                 "train.candidates = 'support' encodes candidates twice, and dropout would draw two different masks: "

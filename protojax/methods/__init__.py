@@ -4,10 +4,10 @@ import jax.numpy as jnp
 
 from protojax import networks
 from protojax.config import Settings
-from protojax.methods import attention_autoencoder, encoder, protoattend, prototype_autoencoder
-from protojax.methods.method import Batch, Method, Prediction, Support, Variables
+from protojax.methods import attention_autoencoder, encoder, protoattend, protoquant, prototype_autoencoder
+from protojax.methods.method import Batch, Method, Prediction, Stage, Support, Variables
 
-__all__ = ["Batch", "Method", "Prediction", "Support", "Variables", "build"]
+__all__ = ["Batch", "Method", "Prediction", "Stage", "Support", "Variables", "build"]
 
 
 def build(settings: Settings, classes: int, axis_name: str | None = None, devices: int = 1) -> Method:
@@ -28,5 +28,7 @@ def build(settings: Settings, classes: int, axis_name: str | None = None, device
             return protoattend.build(network, classes, settings.method, axis_name, devices, chunk)
         case "prototype_autoencoder":
             return prototype_autoencoder.build(network, classes, settings.method, axis_name)
+        case "protoquant":
+            return protoquant.build(network, classes, settings.method, axis_name)
         case "attention_autoencoder":
             return attention_autoencoder.build(network, classes, settings.method)

@@ -47,6 +47,16 @@ class Prediction(NamedTuple):
     """int32 `[batch, len(SHARES)]`: the fewest largest weights whose sum reaches each share."""
 
 
+class Stage(NamedTuple):
+    """A part of training with an optimiser of its own, up to the first step of the next one."""
+
+    name: str
+    start: int
+    """Its first step."""
+    trains: tuple[str, ...]
+    """Names in `params` that it changes; everything else stays bitwise as it is."""
+
+
 class Method(NamedTuple):
     """A prototype-learning system as four pure functions.
 
@@ -74,6 +84,12 @@ class Method(NamedTuple):
     """
     retrieval: Retrieval | None = None
     """What `train.candidates = "retrieved"` needs; None where there is nothing to retrieve."""
+    stages: tuple[Stage, ...] = ()
+    """The stages of training, in order, the first from step 0; none where every step trains everything."""
+    revise: Callable[[Variables, Batch, jax.Array, jax.Array], Variables] | None = None
+    """`revise(variables, batch, key, step)`: the variables as they go into the next step, after `step` has changed them
+    by its gradient; for what is no gradient descent. The same on all devices. None where there is nothing of the kind.
+    """
 
 
 def support_of(weights: jax.Array, ids: jax.Array, labels: jax.Array, width: int) -> Support:

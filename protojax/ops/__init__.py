@@ -2,9 +2,19 @@
 
 from protojax.ops.attention import Attended, attend, dense_attend
 from protojax.ops.clusters import ClusterIndex, cluster, cluster_index
+from protojax.ops.codebook import (
+    codebook_loss,
+    kmeans_plus_plus_codes,
+    orthogonal_codes,
+    perplexity,
+    revived,
+    sampled_codes,
+    usage,
+)
+from protojax.ops.concepts import concept_shares, most_similar, order_free_sum, presence
 from protojax.ops.distance import squared_euclidean
 from protojax.ops.largest import top_k
-from protojax.ops.losses import cross_entropy, weight_entropy
+from protojax.ops.losses import cross_entropy, smoothed_cross_entropy, weight_entropy
 from protojax.ops.metrics import (
     Coverage,
     accuracy,
@@ -14,12 +24,14 @@ from protojax.ops.metrics import (
     expected_calibration_error,
     fewest_for,
 )
+from protojax.ops.quantize import Nearest, nearest
 from protojax.ops.simplex import Parts, softmax, softmax_parts, sparsemax, sparsemax_parts, sparsemax_threshold
 
 __all__ = [
     "Attended",
     "ClusterIndex",
     "Coverage",
+    "Nearest",
     "Parts",
     "accuracy",
     "attend",
@@ -27,11 +39,23 @@ __all__ = [
     "class_mass",
     "cluster",
     "cluster_index",
+    "codebook_loss",
+    "concept_shares",
     "coverage_curve",
     "cross_entropy",
     "dense_attend",
     "expected_calibration_error",
     "fewest_for",
+    "kmeans_plus_plus_codes",
+    "most_similar",
+    "nearest",
+    "order_free_sum",
+    "orthogonal_codes",
+    "perplexity",
+    "presence",
+    "revived",
+    "sampled_codes",
+    "smoothed_cross_entropy",
     "softmax",
     "softmax_parts",
     "sparsemax",
@@ -39,5 +63,6 @@ __all__ = [
     "sparsemax_threshold",
     "squared_euclidean",
     "top_k",
+    "usage",
     "weight_entropy",
 ]

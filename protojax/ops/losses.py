@@ -30,6 +30,30 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.where(known, jax.nn.logsumexp(logits, axis=1) - chosen, jnp.nan)
 
 
+def smoothed_cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
+    """-sum_m q_m log softmax(logits)_m, q = 1 - smoothing at the label, plus smoothing shared by all classes.
+
+    Args:
+      logits: floating `[batch, classes]`.
+      labels: integer `[batch]`.
+      smoothing: in [0, 1).
+
+    Returns:
+      float32 `[batch]`; NaN as in `cross_entropy`.
+
+    Raises:
+      ValueError: smoothing out of range, or as `cross_entropy`.
+    """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
+    hard = cross_entropy(logits, labels)
+    if not smoothing:
+        return hard
+    logits = jnp.asarray(logits).astype(hard.dtype)
+    uniform = jax.nn.logsumexp(logits, axis=1) - logits.mean(axis=1)
+    return (1 - smoothing) * hard + smoothing * uniform
+
+
 def weight_entropy(weights: jax.Array, eps: float) -> jax.Array:
     """-sum_j p_j log(p_j + eps) (ProtoAttend, equation 2): small where few candidates carry the weight.
 

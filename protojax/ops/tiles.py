@@ -69,7 +69,13 @@ def block_count(candidates: Candidates, rows: int) -> int:
     return -(-candidates.keys.shape[0] // rows)
 
 
-def fold(candidates: Candidates, rows: int, body: Callable[[Any, Candidates, jax.Array], Any], carry: Any) -> Any:
+def fold(
+    candidates: Candidates,
+    rows: int,
+    body: Callable[[Any, Candidates, jax.Array], Any],
+    carry: Any,
+    most: int = _TILE,
+) -> Any:
     """`body(carry, tile, start)` over all candidates, whole tiles in a loop and the rest, if any, once.
 
     Args:
@@ -77,9 +83,10 @@ def fold(candidates: Candidates, rows: int, body: Callable[[Any, Candidates, jax
       rows: candidates in a block; a tile is a multiple of it.
       body: gets a tile as candidates, and where on this device it starts.
       carry: what the first call of `body` gets.
+      most: candidates of a tile at most.
     """
     total = candidates.keys.shape[0]
-    size = max(_TILE // rows, 1) * rows
+    size = max(most // rows, 1) * rows
     whole = total // size
 
     def tile(start: jax.Array | int, length: int) -> Candidates:

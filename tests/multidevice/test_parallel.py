@@ -53,7 +53,7 @@ def parameters(settings, dataset, folder):
     with pytest.MonkeyPatch.context() as patch:
         # Adam turns the rounding of a gradient that is zero (of a bias that sparsemax or a norm takes out again) into
         # whole steps.
-        patch.setattr(optimizer, "build", lambda settings, steps: optax.sgd(0.05))
+        patch.setattr(optimizer, "build", lambda *_: optax.sgd(0.05))
         trained = train.fit(settings, dataset, folder, lambda method, variables: {"score": 0.0}, quiet=True)
     return jax.device_get(trained.state.variables)
 
