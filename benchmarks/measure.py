@@ -40,7 +40,7 @@ class Implementation(NamedTuple):
     check: Callable[[Any], bool] | None = None
     """Whether the result of `run` is that of the float64 reference."""
     goal: float | None = None
-    """Of a peer: how many times longer than ours it is to take. Of ours: how many times longer than the first at most."""
+    """Of a peer: how many times longer than ours it is to take; of ours: than the first of ours, at most."""
     memory_goal: float | None = None
     """Bytes that it is to take at most."""
     extra_seconds: float = 0.0
