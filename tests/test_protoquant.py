@@ -11,6 +11,7 @@ from protojax import methods, ops, optimizer
 from protojax.candidates import CandidateDatabase
 from protojax.config import OptimizerSettings, ProtoQuantSettings
 from protojax.methods import protoquant, pruning
+from protojax.networks import MapEncoder
 from protojax.step import create, train_step
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -41,7 +42,7 @@ class WithHead(nn.Module):
 
 def built(head=True, **settings):
     settings = ProtoQuantSettings(**{"codes": CODES, "codebook_steps": 4, "label_smoothing": 0.1} | settings)
-    return protoquant.build(WithHead() if head else protoquant.Maps(), CLASSES, settings)
+    return protoquant.build(WithHead() if head else MapEncoder(), CLASSES, settings)
 
 
 def variables_of(method):

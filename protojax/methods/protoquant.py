@@ -50,15 +50,6 @@ FROZEN = "frozen"
 """Where the variables of the network stand: beside the parameters, which the optimiser changes."""
 
 
-class Maps(nn.Module):
-    """The network where inputs are feature maps that were computed before: it has no head to compare with."""
-
-    @nn.compact
-    def __call__(self, inputs: jax.Array, train: bool) -> tuple[None, dict[str, Any]]:
-        """Nothing, and the `map` `[batch, height, width, features]`."""
-        return None, {"map": inputs}
-
-
 def build(
     network: nn.Module,
     classes: int,
@@ -90,6 +81,8 @@ def build(
     def features(variables: Variables, inputs: jax.Array) -> tuple[jax.Array | None, jax.Array]:
         """phi(x) float32 `[batch, height, width, features]`, behind the outputs of the network."""
         outputs, made = network.apply(variables.get(FROZEN, {}), inputs, train=False)
+        if "map" not in made:
+            raise ValueError("method.kind = 'protoquant' needs a map of features: set encoder.kind to frozen or features")
         return lax.stop_gradient((outputs, made["map"].astype(jnp.float32)))
 
     def init(key: jax.Array, batch: Batch) -> Variables:
