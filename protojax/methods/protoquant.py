@@ -69,7 +69,7 @@ def build(
       pretrained: variables of the network; None draws them, which is right for one without any.
 
     Raises:
-      ValueError: a task loss is wanted and the network has no head.
+      ValueError: a task loss is wanted and the network has no head; or, later, it has no map.
     """
     has_head = callable(getattr(type(network), "head", None))
     if settings.task_weight and not has_head:
@@ -82,7 +82,7 @@ def build(
         """phi(x) float32 `[batch, height, width, features]`, behind the outputs of the network."""
         outputs, made = network.apply(variables.get(FROZEN, {}), inputs, train=False)
         if "map" not in made:
-            raise ValueError("method.kind = 'protoquant' needs a map of features: set encoder.kind to frozen or features")
+            raise ValueError("protoquant needs a map of features: set encoder.kind to frozen or features")
         return lax.stop_gradient((outputs, made["map"].astype(jnp.float32)))
 
     def init(key: jax.Array, batch: Batch) -> Variables:
