@@ -315,12 +315,13 @@ def _flat(test: dict[str, Any]) -> list[str]:
             return f"{shown(value['mean'])} +- {shown(value['spread'])}"
         return "-" if value is None else f"{value:.4g}"
 
-    accuracy, support, needed = test["accuracy"], test["support"], test["prototypes_for"]
+    # Over several seeds, what no run has is left out.
+    accuracy, support, needed = (test.get(key, {}) for key in ("accuracy", "support", "prototypes_for"))
     lines = [
         f"test accuracy of the encoder     {shown(accuracy['encoder'])}",
-        f"test accuracy of the prototypes  {shown(accuracy['prototypes'])}",
-        f"support size, median             {shown(support['median'])}",
-        "prototypes for 50/90/95 %        " + " / ".join(shown(needed[s]) for s in ("50", "90", "95")),
+        f"test accuracy of the prototypes  {shown(accuracy.get('prototypes'))}",
+        f"support size, median             {shown(support.get('median'))}",
+        "prototypes for 50/90/95 %        " + " / ".join(shown(needed.get(s)) for s in ("50", "90", "95")),
     ]
     if lost := test.get("reconstruction"):
         lines.append(f"squared error of decoded pixels  {shown(lost['mean_squared_error'])}")

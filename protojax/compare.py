@@ -1,5 +1,6 @@
 """Two trained runs side by side: their confusion matrices as a picture, with the numbers as JSON."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,8 @@ def write(folder: Path, record: dict[str, Any]) -> list[Path]:
     """Writes what `confusions` returned as `confusions.json` and `confusions.png` into a folder; returns both files."""
     folder.mkdir(parents=True, exist_ok=True)
     runs = record["runs"]
-    # Of seeds and of experiments, folders often have the same last name.
-    shown = [Path(scored["run"]).name for scored in runs]
-    if len(set(shown)) < len(shown):
-        shown = [scored["run"] for scored in runs]
+    common = os.path.commonpath([scored["run"] for scored in runs])
+    shown = [os.path.relpath(scored["run"], common) for scored in runs]
     run.write_json(folder / "confusions.json", record)
     picture = portraits.confusions(
         folder / "confusions.png", dict(zip(shown, runs, strict=True)), record["label_names"]

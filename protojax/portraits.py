@@ -62,12 +62,16 @@ def write(
     if "attention_in_image" in views:
         overlays = [(image, heat) for image, heat in zip(originals, views["attention_in_image"], strict=True)]
         drawn["attention"] = _rows(
-            "Attention in the image: originals, where the tokens that get attention look, attended tokens decoded",
+            "Originals, where the tokens that get attention look (scaled by image), attended tokens decoded",
             {"": originals, " ": overlays, "  ": list(views["reconstructions"])},
             names,
         )
     tables = {
-        "prototype_to_class": ("Weights from prototypes (rows) to classes", None, label_names),
+        "prototype_to_class": (
+            "Weights of distances (rows: prototypes): nearness speaks for small ones",
+            None,
+            label_names,
+        ),
         "image_to_class": ("Logits of classes for images (rows), minus their mean", names, label_names),
         "feature_to_image": ("Attended features (rows), summed over tokens, for images", None, names),
     }

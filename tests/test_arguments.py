@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from protojax import arguments, cli
+from protojax import arguments, cli, experiment
 
 EXPERIMENT = """
 name = "tiny"
@@ -175,3 +175,21 @@ def test_relabelling_is_read():
     ]:
         with pytest.raises(ValueError, match=message):
             arguments.relabelled(text, NAMES)
+
+
+def test_the_report_of_a_method_without_prototypes():
+    one = {
+        "accuracy": {"encoder": 0.5, "prototypes": None},
+        "support": {"median": None},
+        "prototypes_for": {"50": None, "90": None, "95": None},
+        "reconstruction": {"mean_squared_error": 0.25},
+    }
+    expected = [
+        "test accuracy of the encoder     0.5",
+        "test accuracy of the prototypes  -",
+        "support size, median             -",
+        "prototypes for 50/90/95 %        - / - / -",
+        "squared error of decoded pixels  0.25",
+    ]
+    assert cli._flat(one) == expected
+    assert [line.replace(" +- 0", "") for line in cli._flat(experiment.spread([one, one]))] == expected
