@@ -44,7 +44,7 @@ def tiny() -> Settings:
     """A network that only shows that everything runs."""
     tree = {
         "name": "benchmark",
-        "encoder": {"kind": "resnet", "blocks": [1], "filters": [4], "dense": [8]},
+        "encoder": {"kind": "resnet", "blocks": [1], "filters": [4], "dense": [8], "norm": "group"},
         "method": {"kind": "protoattend", "key_size": 4, "value_size": 8},
         "train": {"batch_size": 8, "candidate_count": 16, "steps": 2},
     }

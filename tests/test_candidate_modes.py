@@ -247,7 +247,7 @@ def test_retrieving_everything_is_the_dense_step_over_the_training_split(digits,
     common = ("train.steps=2", "train.candidate_count=60", "train.refresh_every=1", "optimizer.learning_rate=0.1")
     with pytest.MonkeyPatch.context() as patch:
         # Adam makes whole steps of gradients that are 0 but for rounding.
-        patch.setattr(optimizer, "build", lambda settings, steps: optax.sgd(0.05))
+        patch.setattr(optimizer, "build", lambda *_: optax.sgd(0.05))
         found = fit(settings_with(*common), small, tmp_path / "retrieved").state
         expected = fit(settings_with(*common, "train.candidates=sampled"), small, tmp_path / "sampled").state
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found.params, expected.params)

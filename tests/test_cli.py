@@ -23,7 +23,6 @@ learning_rate = 0.003
 steps = 40
 batch_size = 32
 candidate_count = 64
-steps_per_dispatch = 2
 log_every = 10
 checkpoint_every = 10
 [explain]

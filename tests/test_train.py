@@ -18,7 +18,6 @@ TINY = {
         "steps": 12,
         "batch_size": 16,
         "candidate_count": 24,
-        "steps_per_dispatch": 2,
         "log_every": 4,
         "checkpoint_every": 4,
     },
