@@ -80,10 +80,14 @@ class Journal:
             self._board.add_scalar(key.replace(".", "/"), value, step)
 
     def show(self, metrics: Mapping[str, float]) -> None:
-        """Shows a few metrics and the examples per second beside the progress bar."""
+        """Shows a few metrics and the examples per second beside the progress bar.
+
+        A measure of another stage is NaN and left out; a loss that is NaN is news.
+        """
         rate = self.examples_per_second
         speed = {} if rate is None else {"examples/s": f"{rate:.0f}"}
-        self._bar.set_postfix({**{k: f"{v:.4g}" for k, v in metrics.items()}, **speed})
+        known = {k: v for k, v in metrics.items() if k == "loss" or not math.isnan(v)}
+        self._bar.set_postfix({**{k: f"{v:.4g}" for k, v in known.items()}, **speed})
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -28,6 +28,13 @@ def test_a_value_that_is_not_finite_becomes_null(tmp_path):
     assert lines(tmp_path) == [{"step": 10, "loss": None, "accuracy": 0.5}]
 
 
+def test_the_bar_leaves_out_what_a_stage_does_not_measure_but_not_a_loss_that_is_nan(tmp_path, capsys):
+    with Journal(tmp_path, "test", 100, 0, 8) as writer:
+        writer.show({"loss": float("nan"), "accuracy_encoder": float("nan"), "accuracy_prototypes": 0.5})
+    shown = capsys.readouterr().err
+    assert "loss=nan" in shown and "accuracy_prototypes=0.5" in shown and "accuracy_encoder" not in shown
+
+
 def test_the_speed_counts_steps_after_the_clock_was_started(tmp_path):
     with journal(tmp_path) as writer:
         assert writer.examples_per_second is None

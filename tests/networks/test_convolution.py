@@ -117,6 +117,31 @@ def test_gradients_are_those_of_jax_for_the_transposed_convolutions_of_the_decod
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * float(jnp.abs(theirs).max()))
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID", [(0, 3), (2, 0)]])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("axes", [1, 2])
+def test_one_filter_a_channel_is_the_convolution_of_jax(axes, stride, padding):
+    padding = padding[:axes] if isinstance(padding, list) else padding
+    x, w = _random(19, 3, *(9, 8)[:axes], 4), _random(20, *(5, 3)[:axes], 1, 4)
+    more = {"dimension_numbers": NUMBERS[axes], "feature_group_count": 4}
+    made = [
+        jax.value_and_grad(lambda x, w, f=f: jnp.sin(f(x, w, (stride,) * axes, padding, **more)).sum(), (0, 1))(x, w)
+        for f in (conv_general_dilated, lax.conv_general_dilated)
+    ]
+    for ours, theirs in zip(*map(jax.tree.leaves, made), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * float(jnp.abs(theirs).max()))
+
+
+def test_one_filter_a_channel_is_no_convolution_on_cpu_alone():
+    def lowered(platform):
+        more = {"dimension_numbers": NUMBERS[2], "feature_group_count": 4}
+        made = jax.jit(lambda x, w: conv_general_dilated(x, w, (1, 1), "SAME", **more))
+        arguments = jnp.zeros((2, 8, 8, 4)), jnp.zeros((3, 3, 1, 4))
+        return made.trace(*arguments).lower(lowering_platforms=(platform,)).as_text().count("stablehlo.convolution")
+
+    assert (lowered("cpu"), lowered("cuda")) == (0, 1)
+
+
 @pytest.mark.parametrize(
     "options",
     [{"feature_group_count": 2}, {"kernel_dilation": 2}, {"input_dilation": 2, "strides": 3, "padding": 1}],
