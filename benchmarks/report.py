@@ -141,7 +141,8 @@ def plot(rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
                     )
                     if points:
                         axis.plot(*zip(*points, strict=True), marker="o", label=name)
-                axis.set(xscale="log", yscale="log", xlabel="candidates", ylabel=label, title=kind)
+                axis.set(xscale="log", yscale="log", xlabel="candidates", ylabel=label)
+                axis.set_title(kind, fontsize="small")
             axes[0, column].legend(fontsize="small")
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{benchmark}.png"
