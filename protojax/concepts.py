@@ -1,7 +1,8 @@
 """Decisions that lean on concepts, for people: where each concept is seen, and the training patches that show it.
 
 The arrays come from `Method.views` of a method with concepts. Boxes are data: top, left, bottom and right as shares of
-height and width, so that they hold at any resolution.
+height and width of the image, so that they hold at any resolution. A map covers the `region` of the image that the
+network saw, a box, too: a frozen backbone sees a crop.
 """
 
 import json
@@ -18,6 +19,11 @@ from protojax.evaluate import number
 from protojax.portraits import Subject, matrix
 
 SCHEMA = "protojax.concepts/1"
+
+Box = tuple[float, float, float, float]
+
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+"""The region of a network that sees whole images."""
 
 CODES_A_CLASS = 10
 """Heaviest codes of a class in the table."""
@@ -41,19 +47,22 @@ def upsampled(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.stack(resized).reshape(*maps.shape[:-2], *size)
 
 
-def records(views: Mapping[str, np.ndarray], subjects: Sequence[Subject], label_names: Sequence[str]) -> dict[str, Any]:
+def records(
+    views: Mapping[str, np.ndarray], subjects: Sequence[Subject], label_names: Sequence[str], region: Box = WHOLE
+) -> dict[str, Any]:
     """Decisions, their concepts and the table of classes as plain JSON values.
 
     Args:
       views: what `Method.views` returned for the subjects, as NumPy arrays.
       subjects: the images of its batch.
       label_names: names of the classes.
+      region: of every image, that maps cover.
 
     Returns:
-      `schema`, `label_names`; `decisions`, each with `id`, `label`, `predicted` and `concepts`, heaviest first: `code`,
-      `share` of the decided logit, `highest` share at a position, the `box` of the cell where that is, and the `map` of
-      shares; `classes`, each with its heaviest `codes` and `weight`; and `patches` of every code that occurs: training
-      examples by `id` with `label`, `similarity` and `box`.
+      `schema`, `label_names`, `region`; `decisions`, each with `id`, `label`, `predicted` and `concepts`, heaviest
+      first: `code`, `share` of the decided logit, `highest` share at a position, the `box` of the cell where that is,
+      and the `map` of shares; `classes`, each with its heaviest `codes` and `weight`; and `patches` of every code that
+      occurs: training examples by `id` with `label`, `similarity` and `box`.
     """
     numbers, weights = views["code_numbers"], np.asarray(views["code_to_class"])
     decisions = []
@@ -63,7 +72,7 @@ def records(views: Mapping[str, np.ndarray], subjects: Sequence[Subject], label_
                 "code": int(views["concept_numbers"][row, j]),
                 "share": number(views["concept_shares"][row, j]),
                 "highest": number(views["concept_maps"][row, j].max()),
-                "box": _box(views["concept_maps"][row, j]),
+                "box": _box(views["concept_maps"][row, j], region),
                 "map": [[number(x) for x in line] for line in views["concept_maps"][row, j]],
             }
             for j in np.flatnonzero(views["concept_shares"][row] > 0)
@@ -80,10 +89,11 @@ def records(views: Mapping[str, np.ndarray], subjects: Sequence[Subject], label_
     return {
         "schema": SCHEMA,
         "label_names": list(label_names),
+        "region": [number(x) for x in region],
         "codes": {"all": len(numbers), "active": int(np.asarray(views["code_active"]).sum())},
         "decisions": decisions,
         "classes": classes,
-        "patches": {str(code): _patches(views, places[code]) for code in sorted(mentioned)},
+        "patches": {str(code): _patches(views, places[code], region) for code in sorted(mentioned)},
     }
 
 
@@ -93,6 +103,7 @@ def write(
     subjects: Sequence[Subject],
     label_names: Sequence[str],
     examples: Any,
+    region: Box = WHOLE,
 ) -> list[Path]:
     """Writes `concepts.json`; for images `concepts.png`, and `code_to_class.png` where the table is not too large.
 
@@ -102,13 +113,14 @@ def write(
       subjects: as `records`.
       label_names: as `records`.
       examples: all of the data set, from `readable.everything`.
+      region: as `records`.
 
     Returns:
       The files written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    found = records(views, subjects, label_names)
+    found = records(views, subjects, label_names, region)
     files = [folder / "concepts.json"]
     files[0].write_text(json.dumps(found, allow_nan=False) + "\n", encoding="utf-8")
     if readable.has_images(examples) and subjects[0].image.shape[-1] in (1, 3):
@@ -124,15 +136,22 @@ def write(
     return files
 
 
-def _box(heat: np.ndarray) -> list[float]:
+def _box(heat: np.ndarray, region: Box) -> list[float]:
     height, width = heat.shape
     row, column = divmod(int(heat.argmax()), width)
-    return [number(x) for x in (row / height, column / width, (row + 1) / height, (column + 1) / width)]
+    return _within(region, (row / height, column / width, (row + 1) / height, (column + 1) / width))
 
 
-def _patches(views: Mapping[str, np.ndarray], place: int) -> list[dict[str, Any]]:
+def _within(region: Box, box: Sequence[float]) -> list[float]:
+    """A box of a region as one of the image."""
+    top, left, bottom, right = region
+    starts, sides = (top, left, top, left), (bottom - top, right - left) * 2
+    return [number(start + x * side) for start, x, side in zip(starts, box, sides, strict=True)]
+
+
+def _patches(views: Mapping[str, np.ndarray], place: int, region: Box) -> list[dict[str, Any]]:
     return [
-        {"id": int(id), "label": int(label), "similarity": number(similarity), "box": [number(x) for x in box]}
+        {"id": int(id), "label": int(label), "similarity": number(similarity), "box": _within(region, box)}
         for id, label, similarity, box in zip(
             *(views[f"patch_{name}"][place] for name in ("ids", "labels", "similarities", "boxes")), strict=True
         )
@@ -154,13 +173,23 @@ def _decisions(found: Mapping[str, Any], subjects: Sequence[Subject], examples: 
         for place, concept in enumerate(decision["concepts"][:CODES_A_ROW]):
             first = 1 + place * (1 + PATCHES)
             _show(line[first], subject.image, f"code {concept['code']}\n{concept['share']:.2f}")
-            heat = upsampled(np.array(concept["map"]), subject.image.shape[:2])
-            line[first].imshow(heat, cmap="inferno", alpha=0.6, vmin=0, vmax=1)
+            _lay(line[first], np.array(concept["map"]), found["region"], subject.image.shape[:2])
             patches = found["patches"][str(concept["code"])][:PATCHES]
             images = readable.shown(examples, [patch["id"] for patch in patches], "the data set")
             for axes, patch, image in zip(line[first + 1 :], patches, images, strict=False):
                 _show(axes, _cut(image, patch["box"]), f"{names[patch['label']][:10]}\n#{patch['id']}")
     return figure
+
+
+def _lay(axes: Any, heat: np.ndarray, region: Sequence[float], size: tuple[int, int]) -> None:
+    """A map over the image: the hotter, the less is seen through it; its own maximum is the hottest."""
+    (height, width), (top, left, bottom, right) = size, region
+    sides = max(round((bottom - top) * height), 1), max(round((right - left) * width), 1)
+    warm = upsampled(heat / max(float(heat.max()), 1e-12), sides).clip(0, 1)
+    # Pixels reach half a pixel beyond their centres.
+    extent = (left * width - 0.5, right * width - 0.5, bottom * height - 0.5, top * height - 0.5)
+    axes.imshow(warm, cmap="inferno", alpha=0.75 * warm, vmin=0, vmax=1, extent=extent)
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
 def _cut(image: np.ndarray, box: Sequence[float]) -> np.ndarray:

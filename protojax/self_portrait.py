@@ -10,7 +10,8 @@ import numpy as np
 
 from protojax import concepts, database, health, portraits, readable, sharding
 from protojax.candidates import CandidateDatabase
-from protojax.data import images
+from protojax.config import FrozenSettings, Settings
+from protojax.data import crops, images
 from protojax.database import Transform
 from protojax.evaluate import Scored, number
 from protojax.methods import Batch, Method, Variables
@@ -66,6 +67,16 @@ def _errors(
     }
 
 
+def seen(settings: Settings, example: Any) -> concepts.Box:
+    """The region of an example, as `source.show` gives it, that the encoder sees: of an image, a frozen one crops."""
+    if not isinstance(settings.encoder, FrozenSettings):
+        return concepts.WHOLE
+    height, width = example.shape[:2]
+    box = crops.centre_boxes(1, height, width, settings.encoder.image_size, settings.encoder.crop)[0].astype(float)
+    top, left, sides = box[0] / height, box[1] / width, (box[2] / height, box[3] / width)
+    return top, left, top + sides[0], left + sides[1]
+
+
 def draw(opened: Opened, source: Any, decisions: np.ndarray) -> list[Path]:
     """Writes the portraits of a run into its `figures`.
 
@@ -94,7 +105,8 @@ def draw(opened: Opened, source: Any, decisions: np.ndarray) -> list[Path]:
     views = _views(opened, batch)
     if has_concepts:
         everything = readable.everything(opened.dataset)
-        return concepts.write(opened.folder / "figures", views, subjects, info.label_names, everything)
+        region = seen(settings, subjects[0].image)
+        return concepts.write(opened.folder / "figures", views, subjects, info.label_names, everything, region)
     nearest = []
     if "nearest_ids" in views:
         everything = readable.everything(opened.dataset)

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from protojax import cli, codes, concepts, config, experiment, methods, run
+from protojax import cli, codes, concepts, config, experiment, methods, portraits, run, self_portrait
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -93,6 +93,32 @@ def test_the_decisions_asked_for_are_shown(trained, capsys):
         heaviest = own["concepts"][0]
         assert decision["prototypes"][0]["weight"] == pytest.approx(heaviest["share"], abs=1e-5)
         assert decision["prototypes"][0]["id"] == record["patches"][str(heaviest["code"])][0]["id"]
+
+
+def test_boxes_are_shares_of_the_image_where_the_network_saw_a_crop_of_it():
+    maps = np.zeros((1, 1, 2, 2))
+    maps[0, 0, 1, 0] = 0.5
+    views = {
+        "code_numbers": np.array([7]),
+        "code_to_class": np.ones((1, 1)),
+        "code_active": np.array([True]),
+        "concept_numbers": np.array([[7]]),
+        "concept_shares": np.array([[1.0]]),
+        "concept_maps": maps,
+        "image_to_class": np.ones((1, 1)),
+        "patch_ids": np.array([[0]]),
+        "patch_labels": np.array([[0]]),
+        "patch_similarities": np.array([[0.9]]),
+        "patch_boxes": np.array([[[0.5, 0.5, 1.0, 1.0]]]),
+    }
+    frozen = config.FrozenSettings(network="efficientnet_lite0", weights="w", image_size=(32, 32), crop=0.5)
+    settings = config.Settings(name="n", encoder=frozen, method={"kind": "encoder"})
+    region = self_portrait.seen(settings, np.zeros((40, 80, 3), np.uint8))
+    assert region == pytest.approx((0.25, 0.375, 0.75, 0.625))
+    subject = portraits.Subject(0, 0, np.zeros((40, 80, 3), np.uint8))
+    record = concepts.records(views, [subject], ["a"], region)
+    assert record["decisions"][0]["concepts"][0]["box"] == pytest.approx([0.5, 0.375, 0.75, 0.5])
+    assert record["patches"]["7"][0]["box"] == pytest.approx([0.5, 0.5, 0.75, 0.625])
 
 
 def test_maps_are_upsampled_smoothly():

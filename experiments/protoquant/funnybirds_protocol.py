@@ -5,7 +5,8 @@
 RUN was trained on a data set of `protojax prepare funnybirds` with a frozen encoder. Every test scene is shown with all
 32 sets of parts kept; those that the data lack are composed (`protojax.data.funnybirds.without`). Class scores are
 logits. The attribution of a class is its logit, taken apart: code m gives relu(W)_cm s_m to the one cell of the map
-where s_m is reached, and cells are enlarged to the image by bilinear interpolation.
+where s_m is reached, and cells are enlarged to what the network saw
+of the image by bilinear interpolation.
 """
 
 import argparse
@@ -18,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from protojax import metrics, opened, ops
+from protojax import metrics, opened, ops, self_portrait
 from protojax.concepts import upsampled
+from protojax.config import Settings
 from protojax.data import catalog, frozen, funnybirds, loading, prepare
 from protojax.data.funnybirds import PARTS, Scene
 from protojax.data.prepare.funnybirds import FOLDER
@@ -42,7 +44,7 @@ def main() -> None:
     count = parsed.count or len(scenes)
     scenes = [scenes[i * len(scenes) // count] for i in range(count)]
     classes = funnybirds.read(Path(folder) / FOLDER).classes
-    birds, seen, composed = judged(scenes, classes, extract, encoder.state.variables, settings.method.temperature)
+    birds, seen, composed = judged(scenes, classes, extract, encoder.state.variables, settings)
     print(f"{count} test scenes with {2 ** len(PARTS)} pictures each, {composed} composed; {(~seen).sum()} hide a part")
     for name, those in (("all scenes", birds), ("no part hidden", birds_at(birds, seen))):
         print(name)
@@ -51,7 +53,7 @@ def main() -> None:
 
 
 def judged(
-    scenes: Sequence[Scene], classes: np.ndarray, extract: frozen.Extractor, variables: Variables, temperature: float
+    scenes: Sequence[Scene], classes: np.ndarray, extract: frozen.Extractor, variables: Variables, settings: Settings
 ) -> tuple[metrics.Birds, np.ndarray, int]:
     """What the protocol asks of a model: scores with every set of parts, and attributions in the parts.
 
@@ -67,9 +69,13 @@ def judged(
             composed += not rendered
         nothing = np.zeros(len(pictures), np.int32)
         maps = np.stack(extract(np.stack(pictures), nothing, nothing, augmented=False))
-        logits, parts = (np.asarray(x) for x in decided(variables, maps, temperature))
+        logits, parts = (np.asarray(x) for x in decided(variables, maps, settings.method.temperature))
         masks = funnybirds.piece_masks(scene)
-        attribution = upsampled(parts, masks.shape[1:])
+        height, width = masks.shape[1:]
+        box = np.array(self_portrait.seen(settings, pictures[0])) * (height, width, height, width)
+        top, left, bottom, right = box.round().astype(int)
+        attribution = np.zeros((len(classes), height, width), np.float32)
+        attribution[:, top:bottom, left:right] = upsampled(parts, (bottom - top, right - left))
         scores.append(logits)
         importance.append(metrics.part_importance(attribution, np.stack([masks] * len(classes)), funnybirds.PART_OF))
         total.append(attribution.sum(axis=(1, 2)))
