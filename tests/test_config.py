@@ -27,7 +27,7 @@ def experiment(tmp_path):
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_every_experiment_is_valid(path):
     settings = config.load(path)
-    assert settings.name == path.stem or settings.name == f"protoattend_{path.stem}"
+    assert settings.name in (path.stem, f"{path.parent.name}_{path.stem}")
 
 
 def test_overrides_and_round_trip(experiment):

@@ -149,7 +149,7 @@ def test_the_numbers_are_those_of_one_process(ran, alone, folder):
 def parameters(root, folder):
     settings = config.load(root / "tiny.toml")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optimizer, "build", lambda settings, steps: optax.sgd(0.05))
+        patch.setattr(optimizer, "build", lambda *_: optax.sgd(0.05))
         return jax.device_get(train.restore(settings, data.load(settings.data), root / folder).variables)
 
 

@@ -36,7 +36,7 @@ def stepped(method, parallel, dataset):
     )
     with pytest.MonkeyPatch.context() as patch:
         # Adam turns the rounding of a gradient that is zero into a whole step.
-        patch.setattr(optimizer, "build", lambda settings, steps: optax.sgd(1e-3))
+        patch.setattr(optimizer, "build", lambda *_: optax.sgd(1e-3))
         loop, state = step.compile(settings, dataset), step.fresh(settings, dataset)
     before = jax.device_get(state.params)
     with contextlib.closing(loop.data(0)) as feed:
