@@ -23,6 +23,7 @@ from protojax import (
     neighbours,
     parallel,
     readable,
+    retrieval,
     run,
     self_portrait,
     sharding,
@@ -90,6 +91,8 @@ def train_seeds(
 def evaluate_run(opened: Opened, trained: Mapping[str, Any] | None = None, quiet: bool = False) -> dict[str, Any]:
     """Scores the whole test split, writes `results.json` and the figures, and returns the results."""
     settings, dataset, folder = opened.settings, opened.dataset, opened.folder
+    if line := retrieval.warning(settings, len(dataset.train)):
+        warnings.warn(line, stacklevel=2)
     scored = score(opened, dataset.test, quiet)
     results = {
         "experiment": settings.name,

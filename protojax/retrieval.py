@@ -55,6 +55,17 @@ def check(settings: Settings) -> None:
         )
 
 
+def warning(settings: Settings, examples: int) -> str | None:
+    """What to say of a database of fewer than all training examples, if anything."""
+    count = settings.evaluate.candidate_count
+    if settings.train.candidates != "retrieved" or count is None or count >= examples:
+        return None
+    return (
+        f"evaluate.candidate_count = {count} of {examples}: with train.candidates = 'retrieved' decisions lean on few "
+        "of all training examples, most of which such a database lacks; leave evaluate.candidate_count out"
+    )
+
+
 def blank_keys(examples: int, settings: Settings) -> jax.Array:
     """What stands for keys before the first refresh."""
     return jnp.zeros((examples, settings.method.key_size))

@@ -1,19 +1,31 @@
-"""Every test runs on CPU and treats implicit rank promotion as an error; those of `multidevice/` need 8 devices.
+"""Every test runs on CPU and treats implicit rank promotion as an error; two folders run in processes of their own.
 
-A process has the devices it started with, so `test_multidevice.py` runs `multidevice/` in a process of its own.
+A process has the devices and the compiler it started with. `multidevice/` needs 8 devices: `test_multidevice.py` runs
+it. `ops/` is compiled as for users: `test_ops.py` runs it. All else is compiled fast.
 """
 
 import os
+import subprocess
 import sys
+from importlib import metadata
+from pathlib import Path
+
+DEVICES, AS_FOR_USERS = "--simulated-devices", "--as-for-users"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The emitters of fusions take two fifths of the suite's time; versions after 0.10 cannot do without them.
+FAST = "--xla_cpu_use_fusion_emitters=false"
+if metadata.version("jax").startswith("0.10.") and AS_FOR_USERS not in sys.argv:
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST}".strip()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-collect_ignore = [] if "--simulated-devices" in sys.argv else ["multidevice"]
+collect_ignore = [
+    folder for option, folder in ((DEVICES, "multidevice"), (AS_FOR_USERS, "ops")) if option not in sys.argv
+]
 
 
 @pytest.fixture(scope="module")
@@ -25,5 +37,20 @@ def compile_fast():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.fixture
+def passes_alone():
+    """Asserts that the tests of a folder pass in a process of their own, with an option of pytest and flags of XLA."""
+
+    def check(folder, option, flags=""):
+        environment = os.environ | {"XLA_FLAGS": flags}
+        path = Path(__file__).parent / folder
+        command = [sys.executable, "-m", "pytest", "-n", "0", option, str(path)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=path.parent.parent)
+        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+    return check
+
+
 def pytest_addoption(parser):
-    parser.addoption("--simulated-devices", action="store_true", help="collect multidevice/ in a process of 8 devices")
+    parser.addoption(DEVICES, action="store_true", help="collect multidevice/ in a process of 8 devices")
+    parser.addoption(AS_FOR_USERS, action="store_true", help="collect ops/, compiled with the defaults of XLA")

@@ -294,3 +294,12 @@ def test_fresh_keys_find_the_whole_support():
 def test_what_cannot_be_retrieved(override, message):
     with pytest.raises(ValueError, match=message):
         retrieval.check(settings_with(override))
+
+
+@pytest.mark.parametrize(
+    "overrides, warned",
+    [((), True), (("train.candidates=support",), False), (("evaluate.candidate_count=60",), False)],
+)
+def test_a_database_without_most_of_what_was_retrieved_is_warned_of(overrides, warned):
+    line = retrieval.warning(settings_with("evaluate.candidate_count=20", *overrides), 60)
+    assert (line or "").startswith("evaluate.candidate_count = 20 of 60: ") == warned

@@ -151,18 +151,6 @@ def test_every_command_has_help_with_an_example(capsys):
         assert "example:\n  protojax " + command in capsys.readouterr().out
 
 
-def test_a_killed_run_ends_with_the_same_parameters(trained, experiment, tmp_path):
-    folder = tmp_path / "killed"
-    process = start(experiment, folder)
-    wait_for_checkpoint(folder, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    again = start(experiment, folder)
-    _, errors = again.communicate()
-    assert again.returncode == 0, errors
-    assert results_of(folder)["parameters_sha256"] == results_of(trained)["parameters_sha256"]
-
-
 def test_sigterm_saves_and_says_so(trained, experiment, tmp_path):
     folder = tmp_path / "stopped"
     process = start(experiment, folder, "train.steps=20000", "train.checkpoint_every=20000")
@@ -201,8 +189,8 @@ def test_several_seeds_give_mean_and_spread(experiment, tmp_path):
     assert summary["spread"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
 
 
-def test_a_full_disk_is_named_and_the_run_can_go_on(trained, experiment, tmp_path):
-    folder = tmp_path / "full"
+def test_a_run_that_was_killed_and_met_a_full_disk_ends_with_the_same_parameters(trained, experiment, tmp_path):
+    folder = tmp_path / "killed"
     process = start(experiment, folder)
     wait_for_checkpoint(folder, process)
     process.send_signal(signal.SIGKILL)

@@ -88,7 +88,7 @@ def ran(tmp_path_factory):
     def start(processes, index):
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={8 // processes}",
             "JAX_PLATFORMS": "cpu",
         }
         command = [sys.executable, str(root / "program.py"), str(processes), str(index), address, str(root)]

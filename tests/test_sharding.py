@@ -51,7 +51,7 @@ def test_two_processes(tmp_path):
         address = f"127.0.0.1:{listener.getsockname()[1]}"
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2",
         "JAX_PLATFORMS": "cpu",
     }
     running = [

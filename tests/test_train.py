@@ -33,6 +33,11 @@ def digits():
     return data.load(config.DataSettings())
 
 
+def assert_close(found, expected):
+    """Programs that are compiled apart round apart."""
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+
+
 def no_validation(method, variables):
     return {"score": 0.0}
 
@@ -106,13 +111,13 @@ def test_streamed_equals_resident(digits, tmp_path):
     resident = fit(settings_with(steps=4), digits, tmp_path / "resident")
     tree = {**TINY, "train": {**TINY["train"], "steps": 4}, "data": {"feeding": "streamed"}}
     streamed = fit(config.from_tree(tree, "test"), digits, tmp_path / "streamed")
-    assert checkpoint.digest(streamed.state.params) == checkpoint.digest(resident.state.params)
+    assert_close(streamed.state.params, resident.state.params)
 
 
 def test_steps_per_dispatch_does_not_matter(digits, tmp_path):
     one = fit(settings_with(steps=4, steps_per_dispatch=1), digits, tmp_path / "one")
     four = fit(settings_with(steps=4, steps_per_dispatch=4), digits, tmp_path / "four")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.state.params, four.state.params)
+    assert_close(one.state.params, four.state.params)
 
 
 @pytest.mark.parametrize("moved", [True, False])
