@@ -50,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed.overrides = overrides
     # XLA and gRPC write their own diagnostics to stderr, between the lines of the progress bar.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if not sys.stderr.isatty():
+        # In a file every redrawing of a bar stays.
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
     from protojax import checkpoint, run, sharding, train
 
     try:

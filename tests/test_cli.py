@@ -151,6 +151,15 @@ def test_every_command_has_help_with_an_example(capsys):
         assert "example:\n  protojax " + command in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_in_a_file_bars_are_drawn_every_10_seconds(monkeypatch, terminal):
+    monkeypatch.setenv("TQDM_MININTERVAL", "0")
+    monkeypatch.delenv("TQDM_MININTERVAL")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    assert cli.main(["database", "info", "--workdir", "absent"]) == 2
+    assert os.environ.get("TQDM_MININTERVAL") == (None if terminal else "10")
+
+
 def test_sigterm_saves_and_says_so(trained, experiment, tmp_path):
     folder = tmp_path / "stopped"
     process = start(experiment, folder, "train.steps=20000", "train.checkpoint_every=20000")
