@@ -123,14 +123,17 @@ def _add_features(commands: Any) -> None:
     example = "protojax features experiment.toml --output features/cub"
     more = (
         "The experiment has a frozen encoder (encoder.kind = 'frozen'). Training with\n"
-        "encoder.features=DIR gets the numbers that it would compute from the images."
+        "encoder.features=DIR gets the numbers that it would compute from the images.\n"
+        "What was interrupted stands in DIR.partial, and the same command goes on there."
     )
     parser = _command(commands, "features", "Run a frozen backbone over a data set once.", example, more)
     parser.add_argument(
         "experiment", type=Path, help="experiment file (TOML); any setting as section.key=value after it"
     )
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder of the store")
-    parser.add_argument("--overwrite", action="store_true", help="replace the store that the folder holds")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the store that the folder holds, or an unfinished one"
+    )
 
 
 def _add_train(commands: Any) -> None:
