@@ -230,13 +230,14 @@ def _what_if(parsed: argparse.Namespace) -> None:
 
 
 def _edit(parsed: argparse.Namespace) -> None:
-    from protojax import codes, experiment, run
+    from protojax import codes, experiment, methods, run
 
     edit = codes.Edit(tuple(values.numbers(parsed, "drop") or ()), parsed.top_k)
     values.check_workdir(parsed.workdir)
     if parsed.count < 1:
         raise ValueError(f"--count {parsed.count}: show at least 1 of a kind")
-    codes.check(edit, run.read(parsed.workdir).method.kind)
+    settings = run.read(parsed.workdir)
+    codes.check(edit, methods.build(settings, len(run.label_names(parsed.workdir))), settings.method.kind)
     answer, path = experiment.edit_run(_opened(parsed), edit, parsed.split)
     print("\n".join([*codes.table(answer, parsed.count), "", str(path)]))
     if parsed.keep:
