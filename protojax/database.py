@@ -74,12 +74,7 @@ def over(
       ids int32 `[n]`, labels int32 `[n]`, and the tree of NumPy arrays `[n, ...]`.
     """
     with tqdm(total=len(positions), desc=title, unit="example", disable=not progress) as bar:
-        return _apply(source, positions, _whole_batch(batch_size, len(positions)), function, bar)
-
-
-def _whole_batch(batch_size: int, examples: int) -> int:
-    devices = sharding.mesh().size
-    return -(-min(batch_size, examples) // devices) * devices
+        return _apply(source, positions, sharding.whole_batch(min(batch_size, len(positions))), function, bar)
 
 
 def _apply(
@@ -166,7 +161,7 @@ def build_into(
     folder = Path(folder)
     _check_examples(indices)
     n, unfinished = len(indices), resumable.place(folder)
-    batch_size = _whole_batch(batch_size, n)
+    batch_size = sharding.whole_batch(min(batch_size, n))
     placed = sharding.everywhere(variables)
     encode = partial(_encode, method, transform, placed)
     shapes = partial(jax.eval_shape, partial(_encode, method, transform), placed)
@@ -254,7 +249,7 @@ def _like(shapes: Callable[[Batch], Any], source: Any, indices: np.ndarray, batc
 
 
 def _resume(folder: Path, wanted: Manifest) -> Manifest:
-    """The manifest of an unfinished build of the same, with its whole shards; otherwise that of a new one."""
+    """The manifest that a build goes on from; see `resumable.go_on`."""
     manifest.check_free(folder)
     try:
         found = manifest.read(folder)

@@ -79,12 +79,6 @@ def stamp_of(dataset: DataSet, settings: FrozenSettings) -> Stamp:
     )
 
 
-def whole_batch(settings: FrozenSettings) -> int:
-    """Images that the network sees at once: `batch_size`, rounded up so that all devices have as many."""
-    devices = sharding.mesh().size
-    return -(-settings.batch_size // devices) * devices
-
-
 class Extractor:
     """Images to maps of features, in batches of one size that are split over the devices of this process."""
 
@@ -108,7 +102,7 @@ class Extractor:
         found = weights.load(settings.weights, settings.network, jnp.dtype(settings.precision))
         self._mesh = sharding.mesh()
         self._variables = sharding.everywhere(found.variables)
-        self.batch_size = whole_batch(settings)
+        self.batch_size = sharding.whole_batch(settings.batch_size)
         # What the numbers do not depend on compiles nothing anew.
         how = settings.model_copy(update={"weights": "", "features": None, "views": 0, "batch_size": 1})
         self._compute = partial(features, found.module, how)
@@ -269,5 +263,5 @@ def write_store(settings: Settings, folder: str, overwrite: bool = False) -> tup
     dataset = loading.load(settings.data)
     computed = behind(dataset, encoder.model_copy(update={"features": None}))
     stamp = stamp_of(dataset, encoder).model_copy(update={"shape": list(computed.info.input_shape)})
-    counts = feature_writer.write(folder, computed, stamp, whole_batch(encoder), overwrite)
+    counts = feature_writer.write(folder, computed, stamp, sharding.whole_batch(encoder.batch_size), overwrite)
     return counts, computed.info.input_shape
