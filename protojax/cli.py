@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from protojax import arguments as values
+
+from protojax import values
+from protojax.arguments import build_parser
 
 INTERRUPTED = 75
 """Exit status after SIGTERM: the state is saved and the same command resumes."""
@@ -39,7 +41,7 @@ _WITHOUT_SETTINGS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
-    parser = values.build_parser()
+    parser = build_parser()
     parsed, rest = parser.parse_known_args(arguments)
     overrides = [r for r in rest if "=" in r and not r.startswith("-")]
     if unknown := [r for r in rest if r not in overrides]:

@@ -105,7 +105,7 @@ def _explain(error: dict[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{key} is required"
     if error["input"] is None:
-        return f"{key} cannot be {_UNSET}: it always has a value; leave it out for its default"
+        return f"{key} cannot be {_UNSET}: only optional settings can be unset"
     if error["type"].startswith("union_tag"):
         return f"{key}: {message}"
     return (
@@ -117,42 +117,6 @@ def _explain(error: dict[str, Any]) -> str:
 
 # Unions of sections that are told apart by their `kind`.
 _ENCODERS, _METHODS = (typing.get_args(typing.get_args(union)[0]) for union in (EncoderSettings, MethodSettings))
-_TAGS)]
-    key = ".".join(str(part) for part in location)
-    if error["type"] == "extra_forbidden":
-        valid = _valid_keys(error["loc"][:-1])
-        near = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.0)
-        return f"unknown key {key}; did you mean {'.'.join([*map(str, location[:-1]), *near])}?"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "missing":
-        return f"{key} is required"
-    if error["input"] is None:
-        return f"{key} cannot be {_UNSET}: it always has a value; leave it out for its default"
-    if error["type"].startswith("union_tag"):
-        return f"{key}: {message}"
-    return (
-        f"{key}: {message} (got {error['input']!r})"
-        if key and error["type"] != "value_error"
-        else (f"{key}: {message}" if key else message)
-    )
-
-
-_ENCODERS = (
-    ConvSettings,
-    ResNetSettings,
-    VDCNNSettings,
-    LSTMSettings,
-    AutoencoderSettings,
-    FrozenSettings,
-    FeaturesSettings,
-)
-_METHODS = (
-    ProtoAttendSettings,
-    EncoderBaselineSettings,
-    PrototypeAutoencoderSettings,
-    AttentionAutoencoderSettings,
-    ProtoQuantSettings,
-)
 _TAGS = [model.model_fields["kind"].default for model in (*_ENCODERS, *_METHODS)]
 
 
