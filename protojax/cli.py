@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-
 from protojax import values
 from protojax.arguments import build_parser
 

@@ -50,6 +50,7 @@ COMMANDS = [
     "evaluate",
     "explain",
     "what-if",
+    "edit",
     "database",
     "export",
 ]
