@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from protojax import arguments as values
+from protojax import values
+from protojax.arguments import build_parser
 
 INTERRUPTED = 75
 """Exit status after SIGTERM: the state is saved and the same command resumes."""
@@ -39,7 +40,7 @@ _WITHOUT_SETTINGS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
-    parser = values.build_parser()
+    parser = build_parser()
     parsed, rest = parser.parse_known_args(arguments)
     overrides = [r for r in rest if "=" in r and not r.startswith("-")]
     if unknown := [r for r in rest if r not in overrides]:
@@ -233,13 +234,14 @@ def _what_if(parsed: argparse.Namespace) -> None:
 
 
 def _edit(parsed: argparse.Namespace) -> None:
-    from protojax import codes, experiment, run
+    from protojax import codes, experiment, methods, run
 
     edit = codes.Edit(tuple(values.numbers(parsed, "drop") or ()), parsed.top_k)
     values.check_workdir(parsed.workdir)
     if parsed.count < 1:
         raise ValueError(f"--count {parsed.count}: show at least 1 of a kind")
-    codes.check(edit, run.read(parsed.workdir).method.kind)
+    settings = run.read(parsed.workdir)
+    codes.check(edit, methods.build(settings, len(run.label_names(parsed.workdir))), settings.method.kind)
     answer, path = experiment.edit_run(_opened(parsed), edit, parsed.split)
     print("\n".join([*codes.table(answer, parsed.count), "", str(path)]))
     if parsed.keep:

@@ -14,7 +14,7 @@ import numpy as np
 
 from protojax import run, tables
 from protojax.evaluate import Scored, number
-from protojax.methods import Variables, pruning
+from protojax.methods import Method, Variables, pruning
 
 NAME = "codes.json"
 SCHEMA = "protojax.edit/1"
@@ -29,14 +29,19 @@ class Edit(NamedTuple):
     """Codes that every class keeps; None keeps all."""
 
 
-def check(edit: Edit, kind: str) -> None:
+def check(edit: Edit, method: Method, kind: str) -> None:
     """Refuses what needs no model to be wrong.
+
+    Args:
+      edit: what is asked about.
+      method: of the run.
+      kind: its name.
 
     Raises:
       ValueError: the method has no codes, or there is nothing to edit.
     """
-    if kind != "protoquant":
-        raise ValueError(f"method.kind = {kind!r} has no codes to edit; protoquant has")
+    if not method.has_codes:
+        raise ValueError(f"method.kind = {kind!r} has no codes to edit, as protoquant has")
     if not edit.drop and edit.top_k is None:
         raise ValueError("nothing to edit: name codes with --drop NUMBER,... or give --top-k K")
     if edit.top_k is not None and edit.top_k < 1:

@@ -1,6 +1,5 @@
 """Encoded training examples: chosen, and built, in memory or on disk."""
 
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from protojax import checkpoint, edits, manifest, sharding, storage
+from protojax import checkpoint, edits, manifest, resumable, sharding, storage
 from protojax.candidates import CandidateDatabase
 from protojax.data import resident
 from protojax.manifest import DatabaseError, Manifest
@@ -75,12 +74,7 @@ def over(
       ids int32 `[n]`, labels int32 `[n]`, and the tree of NumPy arrays `[n, ...]`.
     """
     with tqdm(total=len(positions), desc=title, unit="example", disable=not progress) as bar:
-        return _apply(source, positions, _whole_batch(batch_size, len(positions)), function, bar)
-
-
-def _whole_batch(batch_size: int, examples: int) -> int:
-    devices = sharding.mesh().size
-    return -(-min(batch_size, examples) // devices) * devices
+        return _apply(source, positions, sharding.whole_batch(min(batch_size, len(positions))), function, bar)
 
 
 def _apply(
@@ -166,8 +160,8 @@ def build_into(
     """
     folder = Path(folder)
     _check_examples(indices)
-    n, unfinished = len(indices), folder.with_name(f"{folder.name}.partial")
-    batch_size = _whole_batch(batch_size, n)
+    n, unfinished = len(indices), resumable.place(folder)
+    batch_size = sharding.whole_batch(min(batch_size, n))
     placed = sharding.everywhere(variables)
     encode = partial(_encode, method, transform, placed)
     shapes = partial(jax.eval_shape, partial(_encode, method, transform), placed)
@@ -178,8 +172,7 @@ def build_into(
             manifest.check_free(folder)
             wanted = _resume(unfinished, wanted)
     done = int(_from_first(sum(shard.rows for shard in wanted.shards)))
-    step = manifest.rows_a_shard(wanted)
-    step -= step % batch_size if step > batch_size else 0
+    step = resumable.rows_of_whole_batches(manifest.rows_a_shard(wanted), batch_size)
     with tqdm(total=n, initial=done, desc="database", unit="example", disable=not progress) as bar:
         for start in range(done, n, step):
             rows = _apply(source, indices[start : start + step], batch_size, encode, bar)
@@ -256,25 +249,13 @@ def _like(shapes: Callable[[Batch], Any], source: Any, indices: np.ndarray, batc
 
 
 def _resume(folder: Path, wanted: Manifest) -> Manifest:
-    """The manifest of an unfinished build of the same, with its whole shards; otherwise that of a new one."""
+    """The manifest that a build goes on from; see `resumable.go_on`."""
     manifest.check_free(folder)
     try:
         found = manifest.read(folder)
     except DatabaseError:
         found = None
-    if found is None or found.model_copy(update={"shards": []}) != wanted:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        manifest.write(folder, wanted)
-        return wanted
-    stored = storage.Shards(folder, found)
-    for position in range(len(stored)):
-        try:
-            stored[position]
-        except DatabaseError:
-            del found.shards[position:]
-            break
-    return found
+    return resumable.go_on(folder, found, wanted, manifest.write)
 
 
 def _from_first(number: int) -> Any:

@@ -5,7 +5,6 @@ A folder holds `prediction.jaxexport` (serialised by `jax.export`, for any batch
 `example.py`, the fifteen lines that load all of it. Reading an artifact takes `flatbuffers` beside jax.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
+from protojax import resumable
 from protojax.candidates import CandidateDatabase
 from protojax.data import Info, text
 from protojax.database import Transform
@@ -137,7 +137,7 @@ def write(folder: Path, opened: Opened, overwrite: bool = False) -> list[Path]:
             "schema": SCHEMA,
             "artifact": {
                 "file": _ARTIFACT,
-                "sha256": _sha256(fresh / _ARTIFACT),
+                "sha256": resumable.sha256_of(fresh / _ARTIFACT),
                 "arguments": ["variables", "database", "inputs", "ids"],
                 "platforms": list(exported.platforms),
                 "calling_convention": exported.calling_convention_version,
@@ -246,11 +246,6 @@ def _saved(folder: Path, part: str, arrays: Mapping[str, Any]) -> dict[str, Any]
         # Numbered, because a name may hold characters that a file name may not.
         file, array = f"{part}/{place:02d}.npy", np.asarray(array)
         np.save(folder / file, array, allow_pickle=False)
-        sha256 = _sha256(folder / file)
+        sha256 = resumable.sha256_of(folder / file)
         entries[name] = {"file": file, "shape": list(array.shape), "dtype": array.dtype.name, "sha256": sha256}
     return entries
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -4,7 +4,6 @@ Files are named after their content, and `manifest.json`, which names the files 
 a full disk or a kill leaves the database before or the one after, whole, and at worst files that nobody names.
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -16,7 +15,9 @@ import numpy as np
 import pydantic
 from pydantic import Field
 
+from protojax import resumable
 from protojax.candidates import CandidateDatabase
+from protojax.resumable import Digest, File
 
 NAME = "manifest.json"
 SCHEMA = "protojax.database/2"
@@ -31,8 +32,6 @@ BYTES = 2**28
 ADVICE = "delete the folder and build the database again"
 _OWN = re.compile(r"(\d{5}-\d{2}|index)(-[0-9a-f]{12}\.npy|\.npy\.tmp)|\.manifest\.json|\d\d\.npy")
 """What the files here, and those of older versions, are called; others in the folder are left alone."""
-
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class DatabaseError(ValueError):
@@ -51,13 +50,6 @@ class Array(pydantic.BaseModel):
     dtype: Annotated[str, Field(pattern=r"^(bool|u?int(8|16|32|64)|float(16|32|64))$")]
     shape: list[Annotated[int, Field(ge=0)]]
     """Of a row."""
-
-
-class File(pydantic.BaseModel):
-    """A file of the folder."""
-
-    file: str
-    sha256: Digest
 
 
 class Shard(pydantic.BaseModel):
@@ -134,7 +126,7 @@ def write_array(folder: Path, name: str, array: np.ndarray) -> File:
     try:
         with temporary.open("wb") as stream:
             np.save(stream, array, allow_pickle=False)
-        sha256 = sha256_of(temporary)
+        sha256 = resumable.sha256_of(temporary)
         file = f"{name}-{sha256[:12]}.npy"
         os.replace(temporary, folder / file)
     finally:
@@ -142,19 +134,9 @@ def write_array(folder: Path, name: str, array: np.ndarray) -> File:
     return File(file=file, sha256=sha256)
 
 
-def sha256_of(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def write(folder: Path, manifest: Manifest) -> None:
     """Replaces the manifest of a folder in one step."""
-    temporary = folder / ".manifest.json"
-    try:
-        temporary.write_text(manifest.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / NAME)
-    finally:
-        temporary.unlink(missing_ok=True)
+    resumable.write(folder / NAME, manifest)
 
 
 def install(fresh: Path, folder: Path) -> None:

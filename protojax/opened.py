@@ -83,7 +83,7 @@ def open_encoder(
     else:
         state = train.restore(settings, dataset, folder)
     method = methods.build(settings, len(dataset.info.label_names)) if trained is None else trained.method
-    if settings.method.kind == "protoquant":
+    if method.has_codes:
         left = codes.opened(folder, state.variables)
         state = state._replace(params=left.pop("params"), statistics=left)
     return Encoder(folder, settings, dataset, method, state, preparation(settings, dataset))

@@ -83,7 +83,7 @@ def draw(opened: Opened, source: Any, decisions: np.ndarray) -> list[Path]:
     Args:
       opened: the run.
       source: the split that is explained.
-      decisions: positions in it; a method with concepts shows those of these decisions. Another one shows itself by a
+      decisions: positions in it; a method with codes shows those of these decisions. Another one shows itself by a
         few test images.
 
     Returns:
@@ -92,10 +92,10 @@ def draw(opened: Opened, source: Any, decisions: np.ndarray) -> list[Path]:
     if opened.method.views is None:
         return []
     info, settings = opened.dataset.info, opened.settings
-    has_concepts = settings.method.kind == "protoquant"
-    if not has_concepts:
+    has_codes = opened.method.has_codes
+    if not has_codes:
         source = opened.dataset.test
-    positions = decisions if has_concepts else _subjects(np.asarray(source.labels))
+    positions = decisions if has_codes else _subjects(np.asarray(source.labels))
     if not len(positions):
         return []
     batch = _batch(source, positions)
@@ -103,7 +103,7 @@ def draw(opened: Opened, source: Any, decisions: np.ndarray) -> list[Path]:
         Subject(int(source.ids[place]), int(source.labels[place]), source.show(int(place))) for place in positions
     ]
     views = _views(opened, batch)
-    if has_concepts:
+    if has_codes:
         everything = readable.everything(opened.dataset)
         region = seen(settings, subjects[0].image)
         return concepts.write(opened.folder / "figures", views, subjects, info.label_names, everything, region)

@@ -83,6 +83,12 @@ def along_data(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
 
+def whole_batch(size: int) -> int:
+    """A batch of `size` examples or a few more, so that all devices get as many."""
+    devices = mesh().size
+    return -(-size // devices) * devices
+
+
 def everywhere(tree: Any) -> Any:
     """Places arrays that every process holds whole on all devices."""
     return jax.device_put(tree, replicated(mesh()))

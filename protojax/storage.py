@@ -11,10 +11,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from protojax import manifest as manifests
-from protojax import ops, sharding
+from protojax import ops, resumable, sharding
 from protojax.candidates import CandidateDatabase
 from protojax.edits import EMPTY
-from protojax.manifest import ADVICE, NAME, DatabaseError, Edit, File, Manifest
+from protojax.manifest import ADVICE, NAME, DatabaseError, Edit, Manifest
+from protojax.resumable import File
 
 
 class Shards(Sequence[CandidateDatabase]):
@@ -78,11 +79,9 @@ class Shards(Sequence[CandidateDatabase]):
         # Resolving sees through "..", absolute paths and links.
         if path.resolve().parent != self.folder.resolve():
             raise DatabaseError(f"{self.folder / NAME}: names a file outside its folder: {entry.file!r}; {ADVICE}")
-        if not path.is_file():
-            raise DatabaseError(f"{path}: missing; {ADVICE}")
-        if entry.file not in self._checked:
-            if manifests.sha256_of(path) != entry.sha256:
-                raise DatabaseError(f"{path}: damaged: its content is not what manifest.json says; {ADVICE}")
+        if entry.file not in self._checked or not path.is_file():
+            if problem := resumable.damage(self.folder, [entry]):
+                raise DatabaseError(f"{problem}; {ADVICE}")
             self._checked.add(entry.file)
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -188,9 +187,8 @@ def save(
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
-        step, block = manifests.rows_a_shard(manifest), memory.rows_a_block
         # Whole blocks, so that the index holds for every shard alone.
-        step -= step % block if step > block else 0
+        step = resumable.rows_of_whole_batches(manifests.rows_a_shard(manifest), memory.rows_a_block)
         for start in range(0, manifest.rows, step):
             manifests.add_shard(fresh, manifest, [x[start : start + step] for x in columns])
         if memory.clusters is not None:

@@ -4,7 +4,6 @@ A file is recognised by its names (see `layouts`), which also tell the number of
 of its position embeddings. Pickles, which run code when they are read, are refused.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import safetensors
 from flax import traverse_util
 from jax.typing import DTypeLike
 
-from protojax import layouts
+from protojax import layouts, resumable
 from protojax.layouts import Row, Table
 from protojax.networks.backbones import BACKBONES
 
@@ -101,8 +100,7 @@ def sha256_of(path: str | Path) -> str:
       WeightsError: it cannot be read.
     """
     try:
-        with Path(path).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return resumable.sha256_of(Path(path))
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from None
 

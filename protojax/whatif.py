@@ -106,15 +106,12 @@ def ask(
     Raises:
       ValueError: as `edited`, the split or one of the ids does not exist, or the method has no prototypes.
     """
-    method = opened.settings.method
-    if method.kind != "protoattend":
-        raise ValueError(f"method.kind = {method.kind!r}: its decisions lean on no candidates")
-    source, sparse = split_of(opened.dataset, split), method.normalizer == "sparsemax"
-    if opened.settings.method.kind != "protoattend":
+    if opened.method.leans_on is None:
         raise ValueError(
-            f"what-if needs decisions that lean on training examples themselves, and those of "
-            f"{opened.settings.method.kind} do not; it is for protoattend"
+            f"method.kind = {opened.settings.method.kind!r}: what-if needs decisions that lean on training examples "
+            "themselves, as those of protoattend do"
         )
+    source, sparse = split_of(opened.dataset, split), opened.method.leans_on == "support"
     memory = edited(opened.memory, edits, opened.dataset.info.label_names)
     if ids is not None:
         source = _Rows(source, readable.places(source.ids, ids, f"split {split}"))

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from protojax import arguments, cli, experiment
+from protojax import cli, experiment, values
 
 EXPERIMENT = """
 name = "tiny"
@@ -50,6 +50,7 @@ COMMANDS = [
     "evaluate",
     "explain",
     "what-if",
+    "edit",
     "database",
     "export",
 ]
@@ -157,15 +158,15 @@ NAMES = ("cat", "dog", "7")
 
 
 def test_a_label_is_a_name_or_a_number():
-    assert [arguments.label(text, NAMES, "--label") for text in ("cat", "7", "0", "2")] == [0, 2, 0, 2]
+    assert [values.label(text, NAMES, "--label") for text in ("cat", "7", "0", "2")] == [0, 2, 0, 2]
     for text in ("dgo", "3", "-1", ""):
         with pytest.raises(ValueError, match=f"--label: no class '{text}'; did you mean '.*'.* from 0 to 2"):
-            arguments.label(text, NAMES, "--label")
+            values.label(text, NAMES, "--label")
 
 
 def test_relabelling_is_read():
-    assert arguments.relabelled("5=dog, 6=0", NAMES) == {5: 1, 6: 0}
-    assert arguments.relabelled(None, NAMES) == {}
+    assert values.relabelled("5=dog, 6=0", NAMES) == {5: 1, 6: 0}
+    assert values.relabelled(None, NAMES) == {}
     for text, message in [
         ("5", "give ID=LABEL, separated by commas, such as 5=cat"),
         ("5=", "give ID=LABEL"),
@@ -174,7 +175,7 @@ def test_relabelling_is_read():
         ("5=horse", "--relabel: no class 'horse'"),
     ]:
         with pytest.raises(ValueError, match=message):
-            arguments.relabelled(text, NAMES)
+            values.relabelled(text, NAMES)
 
 
 def test_the_report_of_a_method_without_prototypes():

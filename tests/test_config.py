@@ -4,7 +4,8 @@ import pytest
 
 from protojax import config
 
-EXPERIMENTS = sorted((pathlib.Path(__file__).parent.parent / "experiments").rglob("*.toml"))
+ROOT = pathlib.Path(__file__).parent.parent
+EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.toml"))
 
 MINIMAL = """
 name = "minimal"
@@ -28,6 +29,8 @@ def experiment(tmp_path):
 def test_every_experiment_is_valid(path):
     settings = config.load(path)
     assert settings.name in (path.stem, f"{path.parent.name}_{path.stem}")
+    header = path.read_text(encoding="utf-8")
+    assert f"protojax train {path.relative_to(ROOT)} " in header and "\n# Measured:" in header
 
 
 def test_overrides_and_round_trip(experiment):
@@ -36,6 +39,16 @@ def test_overrides_and_round_trip(experiment):
     assert settings.data.name == "adult"
     assert settings.encoder.filters == (8, 16)
     assert config.from_tree(config.to_tree(settings), "again") == settings
+
+
+def test_an_optional_setting_is_unset(experiment):
+    experiment.write_text(
+        MINIMAL + '[evaluate]\ncandidate_count = 50\n[data]\ndata_dir = "sets"\nimage_size = [8, 8]\n'
+    )
+    assert config.load(experiment).evaluate.candidate_count == 50
+    settings = config.load(experiment, ["evaluate.candidate_count=null", "data.data_dir= null", "data.image_size=null"])
+    assert (settings.evaluate.candidate_count, settings.data.data_dir, settings.data.image_size) == (None, None, None)
+    assert config.override(settings, ["data.data_dir='null'"], "again").data.data_dir == "null"
 
 
 def test_settings_are_immutable(experiment):
@@ -62,6 +75,11 @@ def test_settings_are_immutable(experiment):
         ("train.steps_per_dispatch=7", r"train: steps = 1000 is not a multiple of steps_per_dispatch = 7"),
         ("method.alpha=[0.5, 0.4]", r"method: alpha must be a range \[low, high\]"),
         ("data.class_shares=[0.5, 0.4]", r"class_shares must sum to 1, got 0.9"),
+        ("train.steps=null", r"minimal.toml: train.steps cannot be null: only optional settings can be unset"),
+        ("name=null", r"minimal.toml: name cannot be null"),
+        ("data.augment=null", r"minimal.toml: data.augment cannot be null"),
+        ("encoder=null", r"minimal.toml: encoder cannot be null"),
+        ("train.precision=null", r"minimal.toml: train.precision cannot be null"),
         ("train", r"'train': an override has the form section.key=value"),
         ("name.first=1", r"name is a setting, not a section"),
     ],

@@ -172,8 +172,8 @@ def test_bad_edits(trained, capsys, arguments, message):
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="method.kind = 'encoder' has no codes to edit; protoquant has"):
-        codes.check(codes.Edit((1,)), "encoder")
+    with pytest.raises(ValueError, match="method.kind = 'encoder' has no codes to edit, as protoquant has"):
+        codes.check(codes.Edit((1,)), methods.Method(None, None, None, None), "encoder")
     (tmp_path / codes.NAME).write_text("{}")
     with pytest.raises(ValueError, match=r"codes.json: damaged: .*; delete it to have all codes back"):
         codes.read(tmp_path)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from protojax import amend, manifest, storage
+from protojax import amend, manifest, resumable, storage
 from protojax.candidates import CandidateDatabase
 from protojax.manifest import DatabaseError
 
@@ -89,7 +89,7 @@ def test_a_shard_is_checked_when_it_is_first_read(saved, monkeypatch):
     stored[0], stored[2]
     with pytest.raises(DatabaseError, match=r"00001-02-.*\.npy: damaged"):
         stored[1]
-    monkeypatch.setattr(manifest, "sha256_of", lambda file: pytest.fail("checked twice"))
+    monkeypatch.setattr(resumable, "sha256_of", lambda file: pytest.fail("checked twice"))
     stored[0]
 
 
@@ -224,7 +224,7 @@ def test_damage_is_named(saved, array, damage):
 def put(folder: Path, array: np.ndarray, **options) -> None:
     """Puts an array in place of the ids of the first shard, with the right hash."""
     np.save(folder / "00000-00.npy", array, **options)
-    entry = {"file": "00000-00.npy", "sha256": manifest.sha256_of(folder / "00000-00.npy")}
+    entry = {"file": "00000-00.npy", "sha256": resumable.sha256_of(folder / "00000-00.npy")}
     edit(folder, lambda m: m["shards"][0]["files"].__setitem__(0, entry))
 
 

@@ -200,8 +200,9 @@ def test_the_wrong_question_is_named(opened, used):
     with pytest.raises(ValueError, match="id 99999 is not in split test"):
         whatif.ask(opened, Edits((first,), {}), ids=[99999], quiet=True)
     encoder = opened.settings.model_copy(update={"method": config.EncoderBaselineSettings()})
-    with pytest.raises(ValueError, match="'encoder': its decisions lean on no candidates"):
-        whatif.ask(opened._replace(settings=encoder), Edits((first,), {}), quiet=True)
+    method = opened.method._replace(leans_on=None)
+    with pytest.raises(ValueError, match="method.kind = 'encoder': what-if needs decisions that lean on training"):
+        whatif.ask(opened._replace(settings=encoder, method=method), Edits((first,), {}), quiet=True)
 
 
 def test_the_database_stays_as_it_is(opened, used):

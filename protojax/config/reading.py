@@ -3,27 +3,17 @@
 import difflib
 import json
 import tomllib
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
-from protojax.config.frozen import FeaturesSettings, FrozenSettings
-from protojax.config.settings import (
-    AttentionAutoencoderSettings,
-    AutoencoderSettings,
-    ConvSettings,
-    EncoderBaselineSettings,
-    LSTMSettings,
-    NumericColumn,
-    ProtoAttendSettings,
-    ProtoQuantSettings,
-    PrototypeAutoencoderSettings,
-    ResNetSettings,
-    Settings,
-    VDCNNSettings,
-)
+from protojax.config.data import NumericColumn
+from protojax.config.encoders import EncoderSettings
+from protojax.config.methods import MethodSettings
+from protojax.config.settings import Settings
 
 
 class SettingsError(ValueError):
@@ -31,7 +21,9 @@ class SettingsError(ValueError):
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
-    """Reads an experiment from TOML and applies `section.key=value` overrides (values in TOML syntax or bare strings).
+    """Reads an experiment from TOML and applies `section.key=value` overrides.
+
+    Values are in TOML syntax, bare strings, or `null`, which unsets an optional setting.
 
     Raises:
       SettingsError: the file cannot be read or a setting is unknown, of the wrong type or impossible.
@@ -81,12 +73,16 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str], origin: str) -> 
     return from_tree(tree, origin)
 
 
+_UNSET = "null"
+"""TOML has no word for it."""
+
+
 def _set(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise SettingsError(f"{override!r}: an override has the form section.key=value, such as train.steps=500")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = None if text.strip() == _UNSET else tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
     *sections, last = key.strip().split(".")
@@ -108,6 +104,8 @@ def _explain(error: dict[str, Any]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "missing":
         return f"{key} is required"
+    if error["input"] is None:
+        return f"{key} cannot be {_UNSET}: only optional settings can be unset"
     if error["type"].startswith("union_tag"):
         return f"{key}: {message}"
     return (
@@ -117,22 +115,8 @@ def _explain(error: dict[str, Any]) -> str:
     )
 
 
-_ENCODERS = (
-    ConvSettings,
-    ResNetSettings,
-    VDCNNSettings,
-    LSTMSettings,
-    AutoencoderSettings,
-    FrozenSettings,
-    FeaturesSettings,
-)
-_METHODS = (
-    ProtoAttendSettings,
-    EncoderBaselineSettings,
-    PrototypeAutoencoderSettings,
-    AttentionAutoencoderSettings,
-    ProtoQuantSettings,
-)
+# Unions of sections that are told apart by their `kind`.
+_ENCODERS, _METHODS = (typing.get_args(typing.get_args(union)[0]) for union in (EncoderSettings, MethodSettings))
 _TAGS = [model.model_fields["kind"].default for model in (*_ENCODERS, *_METHODS)]
 
 

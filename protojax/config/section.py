@@ -1,6 +1,11 @@
 """What all sections of an experiment have in common."""
 
+from typing import Annotated
+
 import pydantic
+from pydantic import Field
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(pydantic.BaseModel):

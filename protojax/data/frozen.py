@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from protojax import config, sharding, weights
+from protojax import config, resumable, sharding, weights
 from protojax.config import FrozenSettings, Settings
-from protojax.data import augment, crops, feature_store, loading, trivial
-from protojax.data.feature_store import Stamp
+from protojax.data import augment, crops, feature_stamp, feature_store, feature_writer, loading, trivial
+from protojax.data.feature_stamp import Stamp
 from protojax.data.source import DataError, DataSet, Source
 from protojax.networks.backbones import BACKBONES
 
@@ -62,7 +62,7 @@ def stamp_of(dataset: DataSet, settings: FrozenSettings) -> Stamp:
     """
     mean, std = BACKBONES[settings.network].normalization
     return Stamp(
-        schema=feature_store.SCHEMA,
+        schema=feature_stamp.SCHEMA,
         network=settings.network,
         weights_sha256=weights.sha256_of(settings.weights),
         precision=settings.precision,
@@ -102,7 +102,7 @@ class Extractor:
         found = weights.load(settings.weights, settings.network, jnp.dtype(settings.precision))
         self._mesh = sharding.mesh()
         self._variables = sharding.everywhere(found.variables)
-        self._batch = -(-settings.batch_size // self._mesh.size) * self._mesh.size
+        self.batch_size = sharding.whole_batch(settings.batch_size)
         # What the numbers do not depend on compiles nothing anew.
         how = settings.model_copy(update={"weights": "", "features": None, "views": 0, "batch_size": 1})
         self._compute = partial(features, found.module, how)
@@ -121,15 +121,15 @@ class Extractor:
         found: list[np.ndarray] = []
         ahead: tuple[jax.Array, int] | None = None
         with self._alone:
-            for start in range(0, len(ids), self._batch):
-                part = slice(start, start + self._batch)
-                missing = self._batch - len(ids[part])
+            for start in range(0, len(ids), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                missing = self.batch_size - len(ids[part])
                 # Always batches of one size: it compiles once, and what is computed together changes no number.
                 padded = [np.pad(x[part], [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for x in (images, ids, views)]
                 made = self._compute(self._variables, *sharding.split(padded, self._mesh), augmented=augmented)
                 if ahead is not None:
                     found.extend(sharding.to_host(ahead[0])[: ahead[1]])
-                ahead = made, self._batch - missing
+                ahead = made, self.batch_size - missing
             if ahead is not None:
                 found.extend(sharding.to_host(ahead[0])[: ahead[1]])
         return found
@@ -209,9 +209,10 @@ class Computed:
     def many(self, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
         """The examples at some positions, computed together."""
         taken: list[int] = []
+        most = resumable.rows_of_whole_batches(_TAKEN, self._extractor.batch_size)
         for index in indices:
             taken.append(int(index))
-            if len(taken) == _TAKEN:
+            if len(taken) == most:
                 yield from self._examples(taken)
                 taken = []
         if taken:
@@ -236,11 +237,13 @@ class Computed:
 
 
 _TAKEN = 512
-"""Images held at once where many are asked for."""
+"""Images held at once, about, where many are asked for."""
 
 
 def write_store(settings: Settings, folder: str, overwrite: bool = False) -> tuple[dict[str, int], tuple[int, ...]]:
     """Runs the frozen backbone of an experiment over its data once, into a store for `encoder.features`.
+
+    It goes on where it was interrupted before.
 
     Args:
       settings: the experiment.
@@ -256,8 +259,9 @@ def write_store(settings: Settings, folder: str, overwrite: bool = False) -> tup
     encoder = settings.encoder
     if not isinstance(encoder, FrozenSettings):
         raise config.SettingsError(f"encoder.kind = {encoder.kind!r}: features are those of a frozen encoder")
-    feature_store.check_free(folder, overwrite)
+    feature_writer.check_free(folder, overwrite)
     dataset = loading.load(settings.data)
     computed = behind(dataset, encoder.model_copy(update={"features": None}))
     stamp = stamp_of(dataset, encoder).model_copy(update={"shape": list(computed.info.input_shape)})
-    return feature_store.write(folder, computed, stamp, overwrite), computed.info.input_shape
+    counts = feature_writer.write(folder, computed, stamp, sharding.whole_batch(encoder.batch_size), overwrite)
+    return counts, computed.info.input_shape

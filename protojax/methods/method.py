@@ -1,7 +1,7 @@
 """What a method is, and what it answers: the contract between the five systems and everything around them."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +90,12 @@ class Method(NamedTuple):
     """`revise(variables, batch, key, step)`: the variables as they go into the next step, after `step` has changed them
     by its gradient; for what is no gradient descent. The same on all devices. None where there is nothing of the kind.
     """
+    leans_on: Literal["support", "all"] | None = None
+    """Where decisions lean on the training examples of memory themselves: whether one changes with an example that has
+    no weight in it (`all`, as with softmax) or cannot (`support`, as with sparsemax). None where they do not."""
+    has_codes: bool = False
+    """Whether decisions lean on codes, some of which can be taken out (`methods.pruning`, `protojax.codes`), and
+    `views` shows where a decision sees them (`protojax.concepts`)."""
 
 
 def support_of(weights: jax.Array, ids: jax.Array, labels: jax.Array, width: int) -> Support:

@@ -187,7 +187,8 @@ def build(
     def relevance(queries: jax.Array, own: jax.Array, keys: jax.Array, ids: jax.Array) -> Relevance:
         return retrieval.relevance(queries, own if settings.exclude_own else None, keys, ids, settings.normalizer)
 
-    return Method(init, loss, encode, predict, retrieval=Retrieval(keys, queries, relevance))
+    leans_on = "support" if settings.normalizer == "sparsemax" else "all"
+    return Method(init, loss, encode, predict, retrieval=Retrieval(keys, queries, relevance), leans_on=leans_on)
 
 
 def _embed_at_once(network: Network, variables: Variables, batch: Batch, rngs: dict[str, jax.Array]) -> Embedded:

@@ -255,7 +255,7 @@ def build(
 
     stages = stages_of(settings)
     losses = [codebook_stage, *(partial(classifier_stage, trains_codes="codes" in s.trains) for s in stages[1:])]
-    return Method(init, loss, encode, predict, memory, views, stages=stages, revise=revise)
+    return Method(init, loss, encode, predict, memory, views, stages=stages, revise=revise, has_codes=True)
 
 
 def stages_of(settings: ProtoQuantSettings) -> tuple[Stage, ...]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from protojax.networks.convolution import conv_general_dilated
-from protojax.networks.layers import check_axes
+from protojax.networks.layers import answered, check_axes, mean_of_map
 
 EPSILON = 1e-6
 
@@ -83,9 +83,9 @@ class ConvNeXt(nn.Module):
             for j in range(depth):
                 x = Block(self.dtype, name=f"stage_{i}_block_{j}")(x)
             made[f"stage_{i}"] = x
-        made["map"] = x.astype(jnp.float32)
-        made["features"] = self.norm(made["map"].mean((1, 2)))
-        return self.head(made["features"]) if self.classes else made["features"], made
+        made |= mean_of_map(x)
+        made["features"] = self.norm(made["features"])
+        return answered(self, made)
 
     def classify(self, features: jax.Array) -> jax.Array:
         """Logits `[batch, classes]` of means `[batch, f]` of the map."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from protojax.networks.convolution import conv_general_dilated
-from protojax.networks.layers import BatchNorm, check_axes
+from protojax.networks.layers import BatchNorm, answered, check_axes, mean_of_map
 
 
 class Stage(NamedTuple):
@@ -120,9 +120,7 @@ class EfficientNetLite(nn.Module):
                 x = Block(stage, 1 if j else stage.stride, name=f"stage_{i}_block_{j}", **common)(x, train)
             made[f"stage_{i}"] = x
         x = nn.relu6(Layer(self.last, 1, name="last", **common)(x, train))
-        made["map"] = x.astype(jnp.float32)
-        made["features"] = made["map"].mean((1, 2))
-        return self.head(made["features"]) if self.classes else made["features"], made
+        return answered(self, made | mean_of_map(x))
 
     def classify(self, features: jax.Array) -> jax.Array:
         """Logits `[batch, classes]` of means `[batch, last]` of the map."""

@@ -30,6 +30,23 @@ def check_axes(inputs: jax.Array, axes: tuple[str, ...], encoder: str) -> None:
         raise ValueError(f"{encoder} reads [{', '.join(axes)}], got an array of shape {inputs.shape}")
 
 
+def mean_of_map(x: jax.Array) -> dict[str, jax.Array]:
+    """The `map` float32 `[batch, height, width, channels]` that a backbone ends with, and its mean as `features`."""
+    maps = x.astype(jnp.float32)
+    return {"map": maps, "features": maps.mean((1, 2))}
+
+
+def answered(backbone: nn.Module, made: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What a backbone returns: the logits of its `features` where it has a classifier, otherwise those; and the rest.
+
+    Args:
+      backbone: a network with `classes` and, where there are any, `head`.
+      made: what it made on the way, with `features`.
+    """
+    features = made["features"]
+    return backbone.head(features) if backbone.classes else features, made
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last (Ioffe and Szegedy 2015), momentum 0.9.
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from protojax.networks.layers import ConvNorm, check_axes
+from protojax.networks.layers import ConvNorm, answered, check_axes, mean_of_map
 
 _EXPANSION = 4
 
@@ -79,9 +79,7 @@ class BottleneckResNet(nn.Module):
                 stride = 2 if i and not j else 1
                 x = Bottleneck(self.filters * 2**i, stride, name=f"stage_{i}_block_{j}", **common)(x, train)
             made[f"stage_{i}"] = x
-        made["map"] = x.astype(jnp.float32)
-        made["features"] = made["map"].mean((1, 2))
-        return self.head(made["features"]) if self.classes else made["features"], made
+        return answered(self, made | mean_of_map(x))
 
     def classify(self, features: jax.Array) -> jax.Array:
         """Logits `[batch, classes]` of means `[batch, f]` of the map."""

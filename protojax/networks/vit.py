@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from protojax.networks import positions
 from protojax.networks.convolution import conv_general_dilated
-from protojax.networks.layers import check_axes
+from protojax.networks.layers import answered, check_axes
 
 EPSILON = 1e-6
 
@@ -103,10 +103,9 @@ class ViT(nn.Module):
             x = Block(self.heads, self.layer_scale, self.dtype, name=f"block_{i}")(x)
             made[f"block_{i}"] = x
         x = nn.LayerNorm(epsilon=EPSILON, dtype=jnp.float32, use_fast_variance=False, name="norm")(x)
-        features, patches = x[:, 0], x[:, 1 + self.registers :]
+        made["features"], patches = x[:, 0], x[:, 1 + self.registers :]
         made["map"] = patches.reshape(batch, height // self.patch, width // self.patch, self.width)
-        made["features"] = features
-        return self.head(features) if self.classes else features, made
+        return answered(self, made)
 
     def classify(self, features: jax.Array) -> jax.Array:
         """Logits `[batch, classes]` of means `[batch, width]` of the map (or of class tokens)."""

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from protojax import cli, config, experiment, layouts, methods, opened, step, weights
-from protojax.data import DataError, frozen, loading, prepare, resident, sampling
+from protojax.data import DataError, feature_writer, frozen, loading, prepare, resident, sampling
 from protojax.networks import backbones
 from protojax.networks.backbones import IMAGENET, Backbone
 from protojax.networks.resnet50 import BottleneckResNet
@@ -322,6 +322,33 @@ def test_the_command(file, tmp_path, capsys):
     wrong = [*command, "--overwrite", 'encoder={kind="conv"}']
     assert cli.main(wrong) == 2
     assert "encoder.kind = 'conv': features are those of a frozen encoder" in capsys.readouterr().err
+
+
+def test_the_command_goes_on_and_fills_up_few_batches(file, tmp_path, capsys, monkeypatch):
+    command = ["features", _write(tmp_path, file), "--output", str(tmp_path / "store")]
+    compute, sizes = frozen.features, []
+
+    def counted(module, settings, variables, images, *more, **options):
+        # Shapes are asked for by tracing it.
+        if not isinstance(images, jax.core.Tracer):
+            if len(sizes) == stops_at:
+                raise KeyboardInterrupt
+            sizes.append(len(images))
+        return compute(module, settings, variables, images, *more, **options)
+
+    monkeypatch.setattr(frozen, "features", counted)
+    # Shards of one batch; at about 10 records every second batch would be filled up.
+    monkeypatch.setattr(feature_writer, "SHARD_BYTES", 10 * 512)
+    stops_at = 2
+    assert cli.main(command) == 130
+    assert len(list((tmp_path / "store.partial" / "1.0.0").glob("*-of-00003"))) == 2
+    assert cli.main(["train", command[1], "--workdir", str(tmp_path / "run"), f"encoder.features={command[-1]}"]) == 2
+    assert f"finish it with protojax features EXPERIMENT.toml --output {command[-1]}" in capsys.readouterr().err
+    stops_at = None
+    assert cli.main(command) == 0
+    stored = frozen.load(_settings(file, {"features": command[-1]}))
+    lengths = [len(split) for split in stored[1:]]
+    assert sum(sizes) == 8 * sum(-(-length // 8) for length in lengths)
 
 
 def test_features_that_were_made_elsewhere(tmp_path, capsys):

@@ -1,6 +1,5 @@
 """Writes a data set as TFDS ArrayRecord files, whole or not at all."""
 
-import contextlib
 import io
 import os
 import re
@@ -15,14 +14,12 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
-from protojax.data import splits
+from protojax.data import splits, tfds_files
 from protojax.data.source import DataError
 
 Duplicates = Literal["refuse", "drop"]
-Shard = Callable[[], Iterator[tuple[int, dict[str, Any]]]]
-"""Yields the examples of a shard, each with a number of its own."""
-
-_VERSION = "1.0.0"
+Shard = Iterator[dict[str, Any]]
+"""Yields the examples of a shard."""
 
 _SHARD_EXAMPLES = 2048
 _RESERVED = ("digits",)
@@ -67,7 +64,7 @@ class Raw(NamedTuple):
     read: Callable[[int], dict[str, Any]]
     """The input at a position, encoded for TFDS."""
     shard_examples: int = _SHARD_EXAMPLES
-    """Examples of a shard, which TFDS keeps in memory while it writes them."""
+    """Examples of a shard."""
 
 
 def target(
@@ -117,34 +114,22 @@ def write(goal: Target, raw: Raw) -> Prepared:
     )
     counts = {name: len(places) for name, places in kept.items()}
 
-    def generate(places: np.ndarray, bar: tqdm) -> Iterator[tuple[int, dict[str, Any]]]:
+    def generate(places: np.ndarray, bar: tqdm) -> Iterator[dict[str, Any]]:
         for place in places:
-            key = int(raw.ids[place])
-            yield key, {"id": key, "label": int(raw.labels[place]), **raw.read(int(place))}
+            yield {"id": int(raw.ids[place]), "label": int(raw.labels[place]), **raw.read(int(place))}
             bar.update()
 
     step = raw.shard_examples
     with tqdm(total=sum(counts.values()), desc=f"writing {goal.folder.name}", unit=" examples") as bar:
         shards = {
-            split: [
-                # Bound now: the loop variable would be the last shard for all.
-                lambda places=places[start : start + step]: generate(places, bar)
-                for start in range(0, len(places), step)
-            ]
+            split: [generate(places[start : start + step], bar) for start in range(0, len(places), step)]
             for split, places in kept.items()
         }
-        write_shards(goal.folder, features, shards, counts, description)
-    return Prepared(goal.folder / _VERSION, counts, dropped)
+        _write_shards(goal.folder, features, shards, description)
+    return Prepared(goal.folder / tfds_files.VERSION, counts, dropped)
 
 
-def write_shards(
-    folder: Path,
-    features: Any,
-    shards: Mapping[str, Sequence[Shard]],
-    counts: Mapping[str, int],
-    description: str,
-    files: Mapping[str, str] | None = None,
-) -> None:
+def _write_shards(folder: Path, features: Any, shards: Mapping[str, Sequence[Shard]], description: str) -> None:
     """Writes a data set shard by shard, in place of an older one.
 
     The files grow in a hidden folder beside the target, which gets its name in one step at the end.
@@ -152,10 +137,8 @@ def write_shards(
     Args:
       folder: of the data set, whose name is that of the data set.
       features: its `tfds.features.FeaturesDict`.
-      shards: by split, what yields the examples of each shard.
-      counts: examples by split.
+      shards: by split, the examples of each shard.
       description: of the data set.
-      files: text files that stand beside the data, by name.
 
     Raises:
       DataError: the disk is full, or something else kept it from being written.
@@ -164,21 +147,20 @@ def write_shards(
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.incomplete-", dir=folder.parent))
         try:
-            _write_records(temporary, folder.name, features, shards, counts, description)
-            for name, content in (files or {}).items():
-                (temporary / folder.name / _VERSION / name).write_text(content + "\n", encoding="utf-8")
-            replaced = temporary / "replaced"
-            if folder.exists():
-                folder.rename(replaced)
-            try:
-                (temporary / folder.name).rename(folder)
-            except OSError:
-                if replaced.exists():
-                    replaced.rename(folder)
-                raise
+            fresh = temporary / folder.name / tfds_files.VERSION
+            fresh.mkdir(parents=True)
+            lengths: dict[str, list[int]] = {}
+            for split, own in shards.items():
+                files = (tfds_files.shard_name(folder.name, split, number, len(own)) for number in range(len(own)))
+                lengths[split] = [
+                    tfds_files.write_shard(fresh / file, features, examples)
+                    for file, examples in zip(files, own, strict=True)
+                ]
+            tfds_files.describe(fresh, folder.name, features, lengths, description)
+            tfds_files.install(temporary / folder.name, folder, temporary / "replaced")
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except (OSError, RuntimeError) as error:  # ArrayRecord reports a full disk as a RuntimeError.
+    except OSError as error:
         raise DataError(f"{folder} could not be written, and nothing of it was kept: {error}") from error
 
 
@@ -246,43 +228,6 @@ def _check_classes(raw: Raw, chosen: np.ndarray) -> None:
             )
 
 
-def _write_records(
-    root: Path,
-    name: str,
-    features: tfds.features.FeaturesDict,
-    shards: Mapping[str, Sequence[Shard]],
-    counts: Mapping[str, int],
-    description: str,
-) -> None:
-    builder = _builder_class(name, features, description)(data_dir=root, file_format="array_record")
-    builder.shards = {split: list(own) for split, own in shards.items()}
-    # TFDS announces a download, and the temporary folder as the place of the data.
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare()
-    written = tfds.builder_from_directory(root / name / _VERSION)
-    for split, count in counts.items():
-        if (found := len(written.as_data_source(split))) != count:
-            raise OSError(f"{found} of {count} examples of the {split} split arrived on the disk")
-
-
-def _builder_class(name: str, features: tfds.features.FeaturesDict, description: str) -> type[tfds.core.DatasetBuilder]:
-    # TFDS takes name and version from the class, so every data set has a class of its own. The generator based
-    # builder needs TensorFlow to shuffle above 1 GB; this one writes the shards as they come. The shards hang on the
-    # instance: TFDS keeps every class for ever, and with it what it closes over.
-    class Builder(tfds.core.dataset_builder.ShardBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version(_VERSION)
-        pkg_dir_path = Path(__file__).parent
-
-        def _info(self) -> tfds.core.DatasetInfo:
-            return tfds.core.DatasetInfo(builder=self, features=features, description=description)
-
-        def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, list]:
-            return self.shards
-
-    Builder.name = name
-    return Builder
-
-
 def _is_prepared(folder: Path) -> bool:
     versions = [entry.name for entry in folder.iterdir()]
-    return versions == [_VERSION] and (folder / _VERSION / "dataset_info.json").is_file()
+    return versions == [tfds_files.VERSION] and (folder / tfds_files.VERSION / "dataset_info.json").is_file()
