@@ -24,6 +24,9 @@ ROWS = 32
 """Candidates in a block of the index."""
 
 
+ACCELERATOR = 4096, 1_281_167, 128
+"""Queries, candidates (the training split of ImageNet) and numbers of a value that an accelerator is asked for."""
+
 MEMORY = 24e6
 """Bytes beside the largest database, at most."""
 
@@ -54,6 +57,10 @@ def cases(options: Any) -> Iterator[Case]:
             yield _case(options, one, index, goals=last)
     size = 2048 if options.quick else 32768
     yield _case(options, _spread(size, queries), None, goals=not options.quick)
+    if jax.default_backend() != "cpu":
+        yield _on_accelerator(options, *ACCELERATOR)
+    elif options.quick:
+        yield _on_accelerator(options, 8, 2048, 16)
 
 
 def _case(options: Any, problem: Problem, index: ops.ClusterIndex | None, goals: bool) -> Case:
@@ -80,6 +87,25 @@ def _case(options: Any, problem: Problem, index: ops.ClusterIndex | None, goals:
         peers = [one for one in peers if "faiss" not in one.name]
     name = f"B = {batch}, {problem.source}, D = {size}"
     return Case("attention", name, size, peers, options.peaks.seconds(flops, read))
+
+
+def _on_accelerator(options: Any, queries: int, size: int, values: int) -> Case:
+    """In bfloat16, by XLA and by the kernel, which a CPU interprets."""
+    random = np.random.default_rng(0)
+    centres = 3 * random.normal(size=(512, 16))
+    owners = random.integers(0, len(centres), size + queries)
+    points = (centres[owners] + 0.3 * random.normal(size=(size + queries, 16))).astype(jnp.bfloat16)
+    weighed = random.normal(size=(size, values)).astype(jnp.bfloat16)
+    problem = Problem("", *(x.astype(np.float32) for x in (points[size:], points[:size], weighed)))
+    check = partial(_close, _expected(problem))
+    arrays = tuple(jnp.asarray(x) for x in (points[size:], points[:size], weighed))
+    attend = partial(ops.attend, width=min(WIDTH, size), execution="streamed")
+    own = [
+        measure.compiled(OURS, attend, *arrays, check=check),
+        measure.compiled(f"{OURS}, Pallas", partial(attend, kernel="pallas"), *arrays, check=check),
+    ]
+    flops, read = 2.0 * queries * size * 16, points[:size].nbytes
+    return Case("attention", f"B = {queries}, bfloat16, D = {size}", size, own, options.peaks.seconds(flops, read))
 
 
 def _clustered(options: Any, size: int, queries: int) -> Problem:

@@ -58,6 +58,13 @@ def cases(options: Any) -> Iterator[Case]:
         support = _ours(f"{OURS}, support", start, arrays, largest, "support", memory_goal=memory[base])
         name = f"dense and support, {start.source}, D = {largest}"
         yield Case("training_step", name, largest, [support], options.peaks.seconds(_flops(start, largest)))
+    if options.quick or jax.default_backend() != "cpu":
+        pair = [
+            _ours(f"{OURS}, {name}", start, arrays, base, candidates, "bfloat16")
+            for name, candidates in (("dense", "sampled"), ("support", "support"))
+        ]
+        name = f"bfloat16, {start.source}, D = {base}"
+        yield Case("training_step", name, base, pair, options.peaks.seconds(_flops(start, base)))
     step_alone, with_refresh = _retrieved(start, arrays, retrieved)
     name = f"retrieved, C = {retrieved} of {len(start.dataset.train)}, against dense D = {base}"
     peer = partial(_torch, start, base, None if options.quick else 1.2)
@@ -70,9 +77,14 @@ def cases(options: Any) -> Iterator[Case]:
     )
 
 
-def _with(settings: Settings, size: int, candidates: str) -> Settings:
+def _with(settings: Settings, size: int, candidates: str, precision: str = "float32") -> Settings:
     tree = config.to_tree(settings)
-    tree["train"] |= {"candidate_count": size, "candidates": candidates, "steps_per_dispatch": 1}
+    tree["train"] |= {
+        "candidate_count": size,
+        "candidates": candidates,
+        "steps_per_dispatch": 1,
+        "precision": precision,
+    }
     tree["data"] |= {"feeding": "resident"}
     return config.from_tree(tree, "benchmarks")
 
@@ -80,8 +92,8 @@ def _with(settings: Settings, size: int, candidates: str) -> Settings:
 class _Step:
     """A compiled step that keeps its state: every call trains on."""
 
-    def __init__(self, start: Trained, arrays: Any, size: int, candidates: str):
-        settings = _with(start.settings, size, candidates)
+    def __init__(self, start: Trained, arrays: Any, size: int, candidates: str, precision: str = "float32"):
+        settings = _with(start.settings, size, candidates, precision)
         self.loop = step.compile(settings, start.dataset)
         fresh = step.fresh(settings, start.dataset)
         # A state that retrieves also has keys, which the trained one lacks.
@@ -105,8 +117,10 @@ class _Step:
         return jax.device_get(metrics)
 
 
-def _ours(name: str, start: Trained, arrays: Any, size: int, candidates: str, **options: Any) -> Implementation:
-    run = _Step(start, arrays, size, candidates)
+def _ours(
+    name: str, start: Trained, arrays: Any, size: int, candidates: str, precision: str = "float32", **options: Any
+) -> Implementation:
+    run = _Step(start, arrays, size, candidates, precision)
     return Implementation(name, run, measure.memory_of(run.program), run.compile_seconds, **options)
 
 

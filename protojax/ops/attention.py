@@ -74,6 +74,7 @@ def attend(
     index: ClusterIndex | None = None,
     execution: Literal["dense", "streamed", "sharded"] | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    kernel: Literal["xla", "pallas"] = "xla",
 ) -> Attended:
     """Attention over all candidates, of which the `width` heaviest are listed.
 
@@ -94,6 +95,8 @@ def attend(
       execution: dense computes all scores at once; streamed goes over tiles of the candidates, so that nothing of size
         `[batch, candidates]` exists; sharded does so on every device for the candidates that lie there. None chooses.
       mesh: for sharded: candidates are split along its first axis. Where None, it is that of concrete keys.
+      kernel: what makes the pass over all keys of streamed and sharded sparsemax. pallas is meant for GPUs, where it
+        has not been measured yet; elsewhere it is interpreted, which is slow.
 
     Raises:
       ValueError: an argument that is unknown, impossible or does not fit the others.
@@ -112,6 +115,8 @@ def attend(
             raise ValueError(f"shares must be above 0 and at most 1, got {share}")
     if execution not in (None, "dense", "streamed", "sharded"):
         raise ValueError(f"execution must be 'dense', 'streamed', 'sharded' or None, got {execution!r}")
+    if kernel not in ("xla", "pallas"):
+        raise ValueError(f"kernel must be 'xla' or 'pallas', got {kernel!r}")
     options = {
         "normalizer": normalizer,
         "width": width,
@@ -135,7 +140,7 @@ def attend(
     if execution == "dense":
         attended = _dense(queries, keys, values, ids, labels, exclude, **options)
         return jax.tree.map(lambda x: x[:batch], attended) if is_open else attended
-    plan = Plan(**options, rows=rows)
+    plan = Plan(**options, rows=rows, kernel=kernel)
     if execution == "streamed":
         mesh = None
     elif mesh is None:

@@ -22,6 +22,8 @@ class Plan(NamedTuple):
     """Candidates in a block."""
     axis: str | None = None
     """The mapped axis over which candidates are split; None on one device."""
+    kernel: Literal["xla", "pallas"] = "xla"
+    """What makes the pass over all keys."""
 
     def everyones(self, x: jax.Array) -> jax.Array:
         """`[batch, k]` of every device, side by side."""

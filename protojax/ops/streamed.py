@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from protojax.ops import clusters, listed, passes, tiles
+from protojax.ops import clusters, kernel, listed, passes, tiles
 from protojax.ops.clusters import ClusterIndex
 from protojax.ops.listed import Plan, Solved
 from protojax.ops.tiles import Candidates, Queries
@@ -57,7 +57,7 @@ def solve(candidates: Candidates, queries: Queries, index: ClusterIndex | None, 
 
 def _by_pass(candidates: Candidates, queries: Queries, plan: Plan) -> Solved:
     """All queries, from the maxima of all blocks."""
-    bounds = _maxima(candidates, queries, plan.rows)
+    bounds = _maxima(candidates, queries, plan)
     opened = _opener(candidates, queries, bounds, plan.rows, plan)
     solved = opened(jnp.arange(queries.scaled.shape[0]), max(_FIRST[0] // plan.rows, 1), _FIRST[1])
     solved = _once_more(solved, bounds, max(_MORE[0] // plan.rows, 1), _MORE[1], opened, plan)
@@ -126,8 +126,20 @@ def _like(waiting: jax.Array, x: jax.Array) -> jax.Array:
     return waiting.reshape(-1, *(1,) * (x.ndim - 1))
 
 
-def _maxima(candidates: Candidates, queries: Queries, rows: int) -> jax.Array:
-    """Upper bounds `[batch, blocks]` of the scores in every block of `rows` candidates; -inf where it is empty."""
+def _maxima(candidates: Candidates, queries: Queries, plan: Plan) -> jax.Array:
+    """Upper bounds `[batch, blocks]` of the scores in every block of candidates; -inf where it is empty."""
+    rows = plan.rows
+    if plan.kernel == "pallas":
+        maxima = kernel.block_maxima(candidates.keys, queries.scaled, rows, jax.default_backend() != "gpu")
+    else:
+        maxima = _maxima_by_tiles(candidates, queries, rows)
+    if candidates.ids is not None:
+        ids = jnp.pad(candidates.ids, (0, -candidates.ids.size % rows), constant_values=-1)
+        maxima = jnp.where((ids.reshape(-1, rows) >= 0).any(axis=1)[:, None], maxima, -jnp.inf)
+    return maxima.T
+
+
+def _maxima_by_tiles(candidates: Candidates, queries: Queries, rows: int) -> jax.Array:
     blocks = tiles.block_count(candidates, rows)
     # A maximum may pass over NaN; where a key is not finite, the block is to be opened. A product with 0 shows it, in
     # less time than a look at every number; the barrier hides from XLA that it is 0.
@@ -140,8 +152,4 @@ def _maxima(candidates: Candidates, queries: Queries, rows: int) -> jax.Array:
         return lax.dynamic_update_slice(maxima, part, (start // rows, 0))
 
     maxima = jnp.full((blocks, queries.scaled.shape[0]), -jnp.inf)
-    maxima = tiles.fold(candidates, rows, body, maxima)
-    if candidates.ids is not None:
-        ids = jnp.pad(candidates.ids, (0, -candidates.ids.size % rows), constant_values=-1)
-        maxima = jnp.where((ids.reshape(-1, rows) >= 0).any(axis=1)[:, None], maxima, -jnp.inf)
-    return maxima.T
+    return tiles.fold(candidates, rows, body, maxima)
