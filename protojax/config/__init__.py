@@ -8,6 +8,7 @@ line that names the file, the key and, for a misspelt key, the nearest valid one
 from protojax.config.frozen import FeaturesSettings as FeaturesSettings
 from protojax.config.frozen import FrozenSettings as FrozenSettings
 from protojax.config.frozen import ViewSettings as ViewSettings
+from protojax.config.mixing import MixSettings as MixSettings
 from protojax.config.reading import SettingsError as SettingsError
 from protojax.config.reading import from_tree as from_tree
 from protojax.config.reading import load as load
@@ -22,6 +23,7 @@ from protojax.config.settings import EncoderBaselineSettings as EncoderBaselineS
 from protojax.config.settings import EncoderSettings as EncoderSettings
 from protojax.config.settings import EvaluateSettings as EvaluateSettings
 from protojax.config.settings import ExplainSettings as ExplainSettings
+from protojax.config.settings import FineTuningSettings as FineTuningSettings
 from protojax.config.settings import LSTMSettings as LSTMSettings
 from protojax.config.settings import MethodSettings as MethodSettings
 from protojax.config.settings import NumericColumn as NumericColumn

@@ -6,6 +6,7 @@ import pydantic
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from protojax.config.frozen import FeaturesSettings, FrozenSettings
+from protojax.config.mixing import MixSettings
 from protojax.config.section import Section
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -81,6 +82,7 @@ class DataSettings(Section):
     label_noise: Fraction = 0.0
     """Share of training labels replaced by a uniformly drawn wrong one, in the training loss only."""
     augment: AugmentSettings = AugmentSettings()
+    mix: MixSettings = MixSettings()
     table: TableSettings = TableSettings()
     text: TextSettings = TextSettings()
 
@@ -251,7 +253,6 @@ class ProtoQuantSettings(Section):
     """First stage: steps after which codes that no patch was assigned to are replaced by patches; 0 never does."""
     tune_codes: bool = False
     """Second stage: trains the codes, too."""
-    label_smoothing: Fraction = 0.1
     prune_at: PositiveInt | None = None
     """Step from which only `top_k` weights of a class are left, and weights and codes are tuned; absent: never."""
     top_k: PositiveInt | None = None
@@ -269,9 +270,17 @@ class ProtoQuantSettings(Section):
         return self
 
 
+class FineTuningSettings(Section):
+    """A linear classifier on the mean of the last map of a published network, trained with its last
+    `encoder.tuned_stages` stages. The run folder gets `weights.safetensors`: the network as it is then."""
+
+    kind: Literal["fine_tuning"] = "fine_tuning"
+
+
 MethodSettings = Annotated[
     ProtoAttendSettings
     | EncoderBaselineSettings
+    | FineTuningSettings
     | PrototypeAutoencoderSettings
     | AttentionAutoencoderSettings
     | ProtoQuantSettings,
@@ -315,6 +324,8 @@ class TrainSettings(Section):
     `retrieved` refreshes its keys."""
     refresh_every: PositiveInt = 100
     """`retrieved`: steps between two encodings of the keys of the whole training split."""
+    label_smoothing: Fraction = 0.0
+    """Share of every label that all classes get alike, in the training loss only (ProtoQuant: 0.1)."""
     seed: NonNegativeInt = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the encoder; parameters, attention and losses stay float32."""
@@ -383,6 +394,11 @@ class Settings(Section):
             raise ValueError("train.candidate_count must be at least 1: protoattend decides from candidates")
         if self.method.kind != "protoattend" and self.train.candidate_count:
             raise ValueError(f"train.candidate_count must be 0: {self.method.kind} has no candidates")
+        if self.method.kind == "protoattend" and self.data.mix.wanted:
+            raise ValueError(
+                "data.mix makes one example of two, and protoattend keeps examples from being their own prototypes by "
+                "their one id: leave data.mix out"
+            )
         if (self.encoder.kind == "autoencoder") != self.method.kind.endswith("_autoencoder"):
             raise ValueError(
                 f"method.kind = {self.method.kind!r} does not go with encoder.kind = {self.encoder.kind!r}; "
@@ -400,6 +416,10 @@ class Settings(Section):
             )
         if self.encoder.kind == "frozen":
             self._check_frozen(self.encoder)
+        elif self.method.kind == "fine_tuning":
+            raise ValueError(
+                f"fine_tuning starts from a published network: encoder.kind = {self.encoder.kind!r} is none"
+            )
         if self.method.kind == "protoquant":
             last = self.method.prune_at or self.method.codebook_steps
             if last >= self.train.steps:
@@ -426,6 +446,13 @@ class Settings(Section):
             raise ValueError(
                 "data.augment is for encoders that are trained; the views of a frozen one are set by encoder.augment"
             )
+        if encoder.tuned_stages and self.method.kind != "fine_tuning":
+            raise ValueError(
+                f"encoder.tuned_stages = {encoder.tuned_stages} leaves stages to train, which {self.method.kind} does "
+                "not: set it to 0, or method.kind = 'fine_tuning'"
+            )
+        if encoder.head is not None and self.method.kind != "protoquant":
+            raise ValueError(f"encoder.head is read by protoquant, and not by {self.method.kind}: leave it out")
         if encoder.features is None and self.data.feeding == "streamed" and self.data.workers:
             raise ValueError(
                 "data.workers must be 0 where a frozen encoder computes features: it runs on the devices of this "
