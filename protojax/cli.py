@@ -323,7 +323,9 @@ def _flat(test: dict[str, Any]) -> list[str]:
         f"support size, median             {shown(support.get('median'))}",
         "prototypes for 50/90/95 %        " + " / ".join(shown(needed.get(s)) for s in ("50", "90", "95")),
     ]
-    lines += [f"{f'test accuracy of the {name}':33}{shown(x)}" for name, x in test.get("heads", {}).items()]
+    lines += [
+        f"{'accuracy of the ' + name.replace('_', ' '):33}{shown(x)}" for name, x in test.get("heads", {}).items()
+    ]
     if lost := test.get("reconstruction"):
         lines.append(f"squared error of decoded pixels  {shown(lost['mean_squared_error'])}")
     return lines

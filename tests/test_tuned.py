@@ -13,7 +13,7 @@ from flax import traverse_util
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from protojax import config, experiment, layouts, tuned, weights
+from protojax import cli, config, experiment, export, layouts, tuned, weights
 from protojax.data import DataError, frozen, prepare
 from protojax.networks import backbones
 from protojax.networks.backbones import HALF, IMAGENET, Backbone, Tail, layer_before
@@ -49,7 +49,12 @@ def variables_of(name, classes=3):
     module = NETWORKS[name][0](classes=classes)
     shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), jnp.zeros((1, 16, 16, 3)))
     rng = np.random.default_rng(0)
-    return module, jax.tree.map(lambda x: rng.uniform(0.1, 0.6, x.shape).astype(np.float32), shapes)
+
+    def drawn(path, x):
+        numbers = rng.uniform(0.5, 1.5, x.shape) if path[-1].key in ("var", "scale") else rng.normal(0, 0.3, x.shape)
+        return numbers.astype(np.float32)
+
+    return module, jax.tree.map_with_path(drawn, shapes)
 
 
 def write(path, name, publisher=0):
@@ -162,7 +167,7 @@ VIEWS = {"views": 1, "augment": {"crop_scale": [0.5, 1.0], "flip_horizontal": Tr
 def with_head(files, tmp_path_factory):
     """A run that trained the classifier alone."""
     folder = tmp_path_factory.mktemp("runs") / "head"
-    return folder, run(settings_of(files, FINE_TUNING), folder)
+    return folder, run(settings_of(files, FINE_TUNING, steps=60), folder)
 
 
 def test_a_classifier_alone_leaves_the_network_as_it_is(files, with_head):
@@ -222,6 +227,8 @@ def test_the_frozen_and_the_quantised_head_are_reported(files, with_head, tmp_pa
     assert results["test"]["heads"] == pytest.approx(expected)
     # The same network, the same head: what the run that trained it has measured.
     assert results["test"]["accuracy"]["encoder"] == with_head[1]["test"]["accuracy"]["encoder"]
+    shown = cli._flat(results["test"])
+    assert f"accuracy of the quantised head   {results['test']['heads']['quantised_head']:.4g}" in shown
     first = json.loads((tmp_path / "codes" / "metrics.jsonl").read_text().splitlines()[0])
     assert "loss_task" in first
 
@@ -233,6 +240,9 @@ def test_without_a_head_the_encoder_has_no_decision(files, tmp_path):
     assert set(results["test"]["reliability"]) == {"confidence", "prototypes"}
     record = json.loads((tmp_path / "codes" / "figures" / "explanations.json").read_text())
     assert record["decisions"][0]["encoder_predicted"] is None
+    export.write(tmp_path / "artifact", experiment.open_run(tmp_path / "codes", quiet=True))
+    described = json.loads((tmp_path / "artifact" / "description.json").read_text())["outputs"]
+    assert "encoder_scores" not in described and {"class", "scores", "ids"} <= set(described)
 
 
 def test_another_head_makes_another_run(files, with_head, tmp_path):
