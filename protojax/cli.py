@@ -323,10 +323,13 @@ def _flat(test: dict[str, Any]) -> list[str]:
     # Over several seeds, what no run has is left out.
     accuracy, support, needed = (test.get(key, {}) for key in ("accuracy", "support", "prototypes_for"))
     lines = [
-        f"test accuracy of the encoder     {shown(accuracy['encoder'])}",
+        f"test accuracy of the encoder     {shown(accuracy.get('encoder'))}",
         f"test accuracy of the prototypes  {shown(accuracy.get('prototypes'))}",
         f"support size, median             {shown(support.get('median'))}",
         "prototypes for 50/90/95 %        " + " / ".join(shown(needed.get(s)) for s in ("50", "90", "95")),
+    ]
+    lines += [
+        f"{'accuracy of the ' + name.replace('_', ' '):33}{shown(x)}" for name, x in test.get("heads", {}).items()
     ]
     if lost := test.get("reconstruction"):
         lines.append(f"squared error of decoded pixels  {shown(lost['mean_squared_error'])}")

@@ -30,8 +30,8 @@ class Scored(NamedTuple):
     """int32 `[n]`: the true classes."""
     scores: np.ndarray
     """float32 `[n, classes]`: class probabilities from the prototypes."""
-    encoder_scores: np.ndarray
-    """float32 `[n, classes]`: class probabilities of the network without its database."""
+    encoder_scores: np.ndarray | None
+    """float32 `[n, classes]`: class probabilities of the network alone; None where it decides nothing."""
     support: Support
     """The prototypes of every example, `[n, width]`, heaviest first."""
     confidence: np.ndarray
@@ -45,8 +45,10 @@ class Scored(NamedTuple):
         return self.scores.argmax(axis=-1).astype(np.int32)
 
     @property
-    def encoder_predicted(self) -> np.ndarray:
-        """int32 `[n]`: the classes that the network alone decides."""
+    def encoder_predicted(self) -> np.ndarray | None:
+        """int32 `[n]`: the classes that the network alone decides; None where it decides nothing."""
+        if self.encoder_scores is None:
+            return None
         return self.encoder_scores.argmax(axis=-1).astype(np.int32)
 
     @property
@@ -96,7 +98,8 @@ def score(
     predict = partial(_predict, method, transform, width, *sharding.everywhere((variables, memory)))
     ids, labels, predicted = database.over(source, np.arange(len(source)), batch_size, predict, "score", progress)
     scored = Scored(ids, labels, *predicted)
-    finite = np.isfinite(np.concatenate([scored.scores, scored.encoder_scores, scored.confidence[:, None]], axis=1))
+    numbers = [x for x in (scored.scores, scored.encoder_scores, scored.confidence[:, None]) if x is not None]
+    finite = np.isfinite(np.concatenate(numbers, axis=1))
     broken = ~finite.all(axis=1)
     if broken.any():
         raise ValueError(
@@ -135,18 +138,20 @@ def results(scored: Scored, label_names: tuple[str, ...]) -> dict[str, Any]:
     classes = len(label_names)
     _check_classes(scored, classes)
     prototypes = scored.has_prototypes
-    encoder_correct = scored.encoder_predicted == scored.labels
+    encoder = scored.encoder_scores is not None
     binary = classes == 2
     positive = scored.labels == 1
-    encoder_top, top = scored.encoder_scores.max(axis=-1), scored.scores.max(axis=-1)
+    top = scored.scores.max(axis=-1)
     reliability = {"confidence": _reliability(scored.confidence, scored.correct)}
-    reliability["encoder"] = _reliability(encoder_top, encoder_correct)
+    if encoder:
+        encoder_top, encoder_correct = scored.encoder_scores.max(axis=-1), scored.encoder_predicted == scored.labels
+        reliability["encoder"] = _reliability(encoder_top, encoder_correct)
     if prototypes:
         reliability["prototypes"] = _reliability(top, scored.correct)
     return {
         "examples": len(scored.labels),
         "accuracy": {
-            "encoder": number(encoder_correct.mean()),
+            "encoder": number(encoder_correct.mean()) if encoder else None,
             "prototypes": number(scored.correct.mean()) if prototypes else None,
         },
         "prototypes_for": {
@@ -156,12 +161,12 @@ def results(scored: Scored, label_names: tuple[str, ...]) -> dict[str, Any]:
         "support": _support(scored.support.size) if prototypes else dict.fromkeys(_SUPPORT),
         "confidence": _confidence(scored.confidence, scored.correct),
         "ece": {
-            "encoder": number(ops.expected_calibration_error(encoder_top, encoder_correct, BINS)),
+            "encoder": number(ops.expected_calibration_error(encoder_top, encoder_correct, BINS)) if encoder else None,
             "prototypes": number(ops.expected_calibration_error(top, scored.correct, BINS)) if prototypes else None,
         },
         "auc": {
             "positive": label_names[1],
-            "encoder": _auroc(scored.encoder_scores[:, 1], positive),
+            "encoder": _auroc(scored.encoder_scores[:, 1], positive) if encoder else None,
             "prototypes": _auroc(scored.scores[:, 1], positive) if prototypes else None,
         }
         if binary

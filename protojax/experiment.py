@@ -28,6 +28,7 @@ from protojax import (
     self_portrait,
     sharding,
     train,
+    tuned,
 )
 from protojax.candidates import CandidateDatabase
 from protojax.config import Settings
@@ -36,6 +37,9 @@ from protojax.database import Transform
 from protojax.evaluate import Scored
 from protojax.methods import Method, Variables
 from protojax.opened import Opened, candidates, check, open_run, preparation, score, split_of, width_of
+
+WEIGHTS = "weights.safetensors"
+"""Where a run of `fine_tuning` leaves the network, for `encoder.weights` and `encoder.head`."""
 
 
 def train_run(settings: Settings, folder: Path, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -64,6 +68,8 @@ def train_run(settings: Settings, folder: Path, overwrite: bool = False, quiet: 
         # A run that had nothing left to do keeps the speed it was measured at.
         summary = {**summary, **run.results(folder).get("train", {})}
     opened = open_run(folder, settings, dataset, quiet, trained)
+    if settings.method.kind == "fine_tuning" and jax.process_index() == 0:
+        tuned.write(folder / WEIGHTS, settings.encoder, opened.state.variables)
     results = evaluate_run(opened, summary, quiet)
     explain_run(opened, count=settings.explain.count, quiet=quiet)
     return results
@@ -108,6 +114,8 @@ def evaluate_run(opened: Opened, trained: Mapping[str, Any] | None = None, quiet
         results["test"]["neighbours"] = _neighbours(opened, scored, quiet)
     if lost := self_portrait.reconstruction(opened, quiet):
         results["test"]["reconstruction"] = lost
+    if heads := self_portrait.heads(opened, quiet):
+        results["test"]["heads"] = heads
     if found := self_portrait.examine(opened, scored):
         results["health"] = found
         for line in health.warnings(found, dataset.info.label_names):
@@ -193,8 +201,9 @@ def _validate(
     memory = _encode(settings, dataset, transform, method, variables, quiet=True)
     batch_size, width = settings.evaluate.batch_size, width_of(settings, memory)
     scored = evaluate.score(method, variables, memory, dataset.validation, transform, batch_size, width, progress=False)
-    encoder = float((scored.encoder_predicted == scored.labels).mean())
-    scores = {"accuracy_encoder": encoder, "score": float(scored.correct.mean())}
+    scores = {"score": float(scored.correct.mean())}
+    if scored.encoder_predicted is not None:
+        scores["accuracy_encoder"] = float((scored.encoder_predicted == scored.labels).mean())
     if scored.has_prototypes:
         scores |= {"accuracy_prototypes": scores["score"], "support_size": float(np.median(scored.support.size))}
     return scores

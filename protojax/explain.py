@@ -84,10 +84,11 @@ def records(
       split: name of the split.
 
     Returns:
-      `schema`, `label_names` and `decisions`. Each has `id`, `split`, `label`, `predicted`, `encoder_predicted`,
-      `confidence`, `support_size` (training examples with a weight; more than are listed where the support is wider
-      than what was kept) and `prototypes`, heaviest first: `id`, `label`, `weight` and `wrong_label`, whether its label
-      is not that of the decision's example. Texts and rows stand in `input`.
+      `schema`, `label_names` and `decisions`. Each has `id`, `split`, `label`, `predicted`, `encoder_predicted` (None
+      where the network alone decides nothing), `confidence`, `support_size` (training examples with a weight; more than
+      are listed where the support is wider than what was kept) and `prototypes`, heaviest first: `id`, `label`,
+      `weight` and `wrong_label`, whether its label is not that of the decision's example. Texts and rows stand in
+      `input`.
 
     Raises:
       ValueError: an example of `scored` is in neither source.
@@ -101,7 +102,7 @@ def records(
                 "split": split,
                 "label": int(scored.labels[position]),
                 "predicted": int(predicted[position]),
-                "encoder_predicted": int(encoder_predicted[position]),
+                "encoder_predicted": None if encoder_predicted is None else int(encoder_predicted[position]),
                 "confidence": number(scored.confidence[position]),
                 "support_size": int(scored.support.size[position]),
                 "prototypes": _prototypes(scored, position),

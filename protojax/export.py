@@ -155,7 +155,7 @@ def write(folder: Path, opened: Opened, overwrite: bool = False) -> list[Path]:
                 "dtype": "int32",
                 "wanted": "ids of the inputs: a candidate of the same id gets no weight; -1 for inputs that are none",
             },
-            "outputs": _OUTPUTS,
+            "outputs": {name: text for name, text in _OUTPUTS.items() if name in _names(exported)},
             "width": width,
             "class_names": list(info.label_names),
             "data": {"name": info.name, "version": info.version, "fingerprint": info.fingerprint},
@@ -207,7 +207,7 @@ def trace(
         candidates = CandidateDatabase(database["ids"], database["labels"], **embeddings)
         batch = {"id": ids, "inputs": transform(inputs, ids)}
         answer = method.predict(variables, candidates, batch, width)
-        return {
+        answered = {
             "class": answer.scores.argmax(axis=-1).astype(np.int32),
             "scores": answer.scores,
             "encoder_scores": answer.encoder_scores,
@@ -217,6 +217,7 @@ def trace(
             "weights": answer.support.weights,
             "support_size": answer.support.size,
         }
+        return {name: value for name, value in answered.items() if value is not None}
 
     def abstract(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
         return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in flat(tree).items()}
@@ -237,6 +238,10 @@ def flat(tree: Any) -> dict[str, Any]:
     if len(named) < len(leaves):
         raise ExportError(f"two arrays of {len(leaves)} have the same path; rename what has a dot in its name")
     return named
+
+
+def _names(exported: jax_export.Exported) -> set[str]:
+    return set(jax.tree.unflatten(exported.out_tree, exported.out_avals))
 
 
 def _saved(folder: Path, part: str, arrays: Mapping[str, Any]) -> dict[str, Any]:

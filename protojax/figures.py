@@ -65,8 +65,10 @@ def _coverage(results: Mapping[str, Any]) -> Figure:
     if "auc" in curve:
         _curve(axes, curve, "auc", "AUC", 1)
         axes.set_ylabel("accuracy, AUC")
-    everything = results["accuracy"]["encoder"]
-    axes.axhline(everything, color=GREY, linewidth=1, linestyle=":", label=f"encoder, all decided: {everything:.4f}")
+    if (everything := results["accuracy"]["encoder"]) is not None:
+        axes.axhline(
+            everything, color=GREY, linewidth=1, linestyle=":", label=f"encoder, all decided: {everything:.4f}"
+        )
     _decided(axes, [curve])
     _legend(figure)
     return figure

@@ -185,6 +185,9 @@ def check(settings: Settings, dataset: DataSet) -> None:
     shares = settings.data.class_shares
     if shares is not None and len(shares) != len(info.label_names):
         raise ValueError(f"data.class_shares has {len(shares)} shares, {info.name} has {len(info.label_names)} classes")
+    if settings.data.mix.wanted and len(info.input_shape) != 3:
+        what = {"features": "features without places", "text": "texts", "table": "rows of a table"}[info.kind]
+        raise ValueError(f"data.mix mixes images or maps of features, but {info.name} holds {what}: leave data.mix out")
     step.sampler_of(settings, dataset)
     width = settings.explain.width
     if width is not None and settings.train.candidate_count and width > (size := len(candidates(settings, dataset))):

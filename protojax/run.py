@@ -20,8 +20,8 @@ PACKAGES = ("protojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "g
 _FREE = {
     "": ("evaluate", "explain"),
     "data": ("data_dir", "workers", "prefetch"),
-    # What the features are is in the fingerprint of the data, which holds the hash of the weights.
-    "encoder": ("features", "weights", "batch_size"),
+    # What the features are is in the fingerprint of the data, which holds the hashes of the weights and of the head.
+    "encoder": ("features", "weights", "head", "batch_size"),
     "train": ("log_every", "checkpoint_every", "keep", "evaluate_every", "max_bad_steps"),
 }
 """Settings that may differ between a run and its resumption, because the trained parameters do not depend on them."""

@@ -51,6 +51,23 @@ def reconstruction(opened: Opened, quiet: bool = False) -> dict[str, float | Non
     return {name: number(values.mean(dtype=np.float64)) for name, values in found.items()}
 
 
+def heads(opened: Opened, quiet: bool = False) -> dict[str, float] | None:
+    """Accuracies on the test split of the heads beside the one that decides; None for a method without any."""
+    method, source = opened.method, opened.dataset.test
+    if method.heads is None:
+        return None
+    decide = partial(_decided, method, opened.transform, sharding.everywhere(opened.state.variables))
+    batch_size = opened.settings.evaluate.batch_size
+    _, labels, found = database.over(source, np.arange(len(source)), batch_size, decide, "heads", progress=not quiet)
+    return {name: number((predicted == labels).mean()) for name, predicted in found.items()}
+
+
+@partial(jax.jit, static_argnames=("method", "transform"))
+def _decided(method: Method, transform: Transform, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+    scores = method.heads(variables, transform(batch["inputs"], batch["id"]))
+    return jax.tree.map(lambda x: x.argmax(axis=-1), scores)
+
+
 @partial(jax.jit, static_argnames=("method", "transform"))
 def _errors(
     method: Method, transform: Transform, variables: Variables, memory: CandidateDatabase, batch: Batch

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from protojax import methods, optimizer, parallel, retrieval, sharding
 from protojax.config import FrozenSettings, Settings
-from protojax.data import DataSet, images, noise, resident, sampling, streamed
+from protojax.data import DataSet, augment, images, noise, resident, sampling, streamed
 from protojax.methods import Batch, Method, Variables
 
 KEYS = "retrieved_keys"
@@ -98,9 +98,11 @@ def train_step(
     return TrainState(state.step + 1, params, statistics, opt_state, bad_in_row, bad_total), metrics
 
 
-def prepare(batch: Batch, key: jax.Array, *, settings: Settings, classes: int, kind: str) -> Batch:
-    """Augments the images of a batch and of its candidates, and replaces labels where the experiment wants noise."""
-    data = settings.data
+def prepare(
+    batch: Batch, key: jax.Array, *, settings: Settings, classes: int, kind: str, axis_name: str | None = None
+) -> Batch:
+    """Augments the images of a batch and of its candidates, and adds noise to labels, mixes or softens them."""
+    data, mix = settings.data, settings.data.mix
 
     def prepared(part: Batch, part_key: jax.Array | None) -> Batch:
         inputs, label = part["inputs"], part["label"]
@@ -116,6 +118,14 @@ def prepare(batch: Batch, key: jax.Array, *, settings: Settings, classes: int, k
     result = prepared(batch, query_key)
     if "candidates" in batch:
         result["candidates"] = prepared(batch["candidates"], candidate_key if data.augment.candidates else None)
+    if mix.wanted or settings.train.label_smoothing:
+        target = augment.smooth_labels(result["label"], classes, settings.train.label_smoothing)
+        if mix.wanted:
+            # Another stream than those of the queries and the candidates.
+            mix_key, how = jax.random.fold_in(key, 2), (mix.mixup, mix.cutmix, mix.cutmix_share)
+            result["inputs"], target = augment.mix(mix_key, result["inputs"], target, result["id"], *how, axis_name)
+            result["label"] = target.argmax(axis=-1).astype(jnp.int32)
+        result["target"] = target
     return result
 
 
@@ -183,6 +193,11 @@ def compile(settings: Settings, dataset: DataSet) -> Loop:
     mesh = sharding.mesh()
     devices = parallel.choose(train, mesh)
     method = methods.build(settings, len(info.label_names), devices.axis_name, mesh.size)
+    if (settings.data.mix.wanted or train.label_smoothing) and not method.soft_labels:
+        raise ValueError(
+            f"data.mix and train.label_smoothing make soft labels, which the loss of {settings.method.kind} does not "
+            "read: leave them out"
+        )
     transform = optimizer.build(settings.optimizer, train.steps, method.stages)
     sampler = sampler_of(settings, dataset)
     _, feed_key, step_key = _keys(settings)
@@ -196,7 +211,8 @@ def compile(settings: Settings, dataset: DataSet) -> Loop:
 
     def prepared(batch: Batch, step: jax.Array) -> Batch:
         batch_key = jax.random.fold_in(feed_key, step)
-        return prepare(batch, batch_key, settings=settings, classes=len(info.label_names), kind=info.kind)
+        classes, axis = len(info.label_names), devices.axis_name
+        return prepare(batch, batch_key, settings=settings, classes=classes, kind=info.kind, axis_name=axis)
 
     def one_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         batch = prepared(batch, state.step)

@@ -36,7 +36,7 @@ def summary(decision: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str
         (f"label: {names[decision['label']]}", False),
         (f"predicted{' wrongly' if wrong else ''}: {names[decision['predicted']]}", wrong),
     ]
-    if decision["encoder_predicted"] != decision["predicted"]:
+    if decision["encoder_predicted"] not in (None, decision["predicted"]):
         lines.append((f"encoder alone: {names[decision['encoder_predicted']]}", False))
     return [*lines, (f"confidence: {decision['confidence']:.2f}", False)]
 

@@ -15,6 +15,7 @@ import numpy as np
 import safetensors
 from flax import traverse_util
 from jax.typing import DTypeLike
+from safetensors.numpy import save_file
 
 from protojax import layouts, resumable
 from protojax.layouts import Row, Table
@@ -91,6 +92,45 @@ def load(path: str | Path, network: str, dtype: DTypeLike = jnp.float32) -> Pret
                 array = np.pad(array, ((0, 0), (1, 0), (0, 0)))
             flat[row.path] = array if row.axes is None else np.ascontiguousarray(array.transpose(row.axes))
     return Pretrained(network, module, traverse_util.unflatten_dict(flat), sha256_of(path))
+
+
+def save(path: str | Path, source: str | Path, network: str, changed: Mapping[str, Any]) -> None:
+    """Writes the weights of a file with some of them changed, under the names that they have there.
+
+    Args:
+      path: the safetensors file to write; replaced where it exists.
+      source: the file they were read from.
+      network: of them.
+      changed: variables of the network that stand in for those of the file, such as the stages that were tuned and
+        another classifier.
+
+    Raises:
+      WeightsError: the source is not there or not of the network, or the file cannot be written.
+    """
+    found, flat = load(source, network), traverse_util.flatten_dict(dict(changed))
+    table = table_of(network)
+    with _opened(Path(source)) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    names = _without_prefix(tensors, table)
+    publisher = _publisher(Path(source), network, table, names)
+    head = flat.get(("params", "head", "bias"))
+    module = found.module if head is None else found.module.clone(classes=len(head))
+    rows = {row.path: row for row in _wanted(module, table, publisher)}
+    for path_of, value in flat.items():
+        row, array = rows[path_of], np.asarray(value, np.float32)
+        if row.axes is not None:
+            array = array.transpose(np.argsort(row.axes))
+        for name, part in zip(row.names, np.split(array, len(row.names)), strict=True):
+            tensors[names.get(name, name)] = np.ascontiguousarray(part)
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}")
+    try:
+        save_file(tensors, temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sha256_of(path: str | Path) -> str:

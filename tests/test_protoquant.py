@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from protojax import methods, ops, optimizer
+from protojax import methods, optimizer
 from protojax.candidates import CandidateDatabase
 from protojax.config import OptimizerSettings, ProtoQuantSettings
 from protojax.methods import protoquant, pruning
@@ -41,7 +41,7 @@ class WithHead(nn.Module):
 
 
 def built(head=True, **settings):
-    settings = ProtoQuantSettings(**{"codes": CODES, "codebook_steps": 4, "label_smoothing": 0.1} | settings)
+    settings = ProtoQuantSettings(**{"codes": CODES, "codebook_steps": 4} | settings)
     return protoquant.build(WithHead() if head else MapEncoder(), CLASSES, settings)
 
 
@@ -63,9 +63,9 @@ def exact(variables):
     return codes, weights, z, cosines, shares.max(axis=1)
 
 
-def cross_entropy(logits, smoothing=0.0):
+def cross_entropy(logits, target=None):
     log = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    target = np.eye(CLASSES)[np.asarray(BATCH["label"])] * (1 - smoothing) + smoothing / CLASSES
+    target = np.eye(CLASSES)[np.asarray(BATCH["label"])] if target is None else target
     return -(target * log).sum(axis=1).mean()
 
 
@@ -77,9 +77,9 @@ def codebook_loss(variables, task_weight):
     return ((z - chosen) ** 2).sum(axis=-1).mean(), cross_entropy(logits), cosines.argmax(axis=-1)
 
 
-def classifier_loss(variables, smoothing=0.1):
+def classifier_loss(variables, target=None):
     _, weights, _, _, scores = exact(variables)
-    return cross_entropy(scores @ weights.T, smoothing), scores @ weights.T
+    return cross_entropy(scores @ weights.T, target), scores @ weights.T
 
 
 def test_every_term_of_the_codebook_stage():
@@ -107,8 +107,22 @@ def test_every_term_of_the_classifier_stage():
     accuracy = (logits.argmax(axis=1) == np.asarray(BATCH["label"])).mean()
     assert metrics["accuracy_prototypes"] == pytest.approx(accuracy)
     assert np.isnan(metrics["loss_codebook"]) and "loss_task" not in metrics
-    # An untrained classifier says the same of every class, of which the smoothed part remains.
-    assert ops.smoothed_cross_entropy(jnp.zeros((1, 4)), jnp.array([2]), 0.3)[0] == pytest.approx(np.log(4))
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_both_stages_take_soft_labels(step):
+    method = built(task_weight=1.0)
+    variables = variables_of(method)
+    target = RNG.dirichlet(np.ones(CLASSES), 8)
+    total, _ = method.loss(variables, {**BATCH, "target": jnp.asarray(target, jnp.float32)}, KEY, jnp.int32(step))
+    if step == 3:
+        loss, _, _ = codebook_loss(variables, 1.0)
+        chosen = exact(variables)[0][codebook_loss(variables, 1.0)[2]]
+        dense = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["frozen"]["params"]["dense"])
+        expected = loss + cross_entropy(chosen.mean(axis=1) @ dense["kernel"] + dense["bias"], target)
+    else:
+        expected = classifier_loss(variables, target)[0]
+    assert total == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("stage", ["codebook", "classifier", "tuned", "pruned"])

@@ -21,10 +21,12 @@ from protojax.config.frozen import FrozenSettings as FrozenSettings
 from protojax.config.frozen import ViewSettings as ViewSettings
 from protojax.config.methods import AttentionAutoencoderSettings as AttentionAutoencoderSettings
 from protojax.config.methods import EncoderBaselineSettings as EncoderBaselineSettings
+from protojax.config.methods import FineTuningSettings as FineTuningSettings
 from protojax.config.methods import MethodSettings as MethodSettings
 from protojax.config.methods import ProtoAttendSettings as ProtoAttendSettings
 from protojax.config.methods import ProtoQuantSettings as ProtoQuantSettings
 from protojax.config.methods import PrototypeAutoencoderSettings as PrototypeAutoencoderSettings
+from protojax.config.mixing import MixSettings as MixSettings
 from protojax.config.reading import SettingsError as SettingsError
 from protojax.config.reading import from_tree as from_tree
 from protojax.config.reading import load as load

@@ -5,6 +5,7 @@ from typing import Literal, Self
 import pydantic
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from protojax.config.mixing import MixSettings
 from protojax.config.section import Fraction, Section
 
 
@@ -78,6 +79,7 @@ class DataSettings(Section):
     label_noise: Fraction = 0.0
     """Share of training labels replaced by a uniformly drawn wrong one, in the training loss only."""
     augment: AugmentSettings = AugmentSettings()
+    mix: MixSettings = MixSettings()
     table: TableSettings = TableSettings()
     text: TextSettings = TextSettings()
 

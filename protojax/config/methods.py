@@ -82,7 +82,6 @@ class ProtoQuantSettings(Section):
     """First stage: steps after which codes that no patch was assigned to are replaced by patches; 0 never does."""
     tune_codes: bool = False
     """Second stage: trains the codes, too."""
-    label_smoothing: Fraction = 0.1
     prune_at: PositiveInt | None = None
     """Step from which only `top_k` weights of a class are left, and weights and codes are tuned; absent: never."""
     top_k: PositiveInt | None = None
@@ -100,9 +99,17 @@ class ProtoQuantSettings(Section):
         return self
 
 
+class FineTuningSettings(Section):
+    """A linear classifier on the mean of the last map of a published network, trained with its last
+    `encoder.tuned_stages` stages. The run folder gets `weights.safetensors`: the network as it is then."""
+
+    kind: Literal["fine_tuning"] = "fine_tuning"
+
+
 MethodSettings = Annotated[
     ProtoAttendSettings
     | EncoderBaselineSettings
+    | FineTuningSettings
     | PrototypeAutoencoderSettings
     | AttentionAutoencoderSettings
     | ProtoQuantSettings,

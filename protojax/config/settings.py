@@ -9,7 +9,7 @@ from protojax.config.data import AugmentSettings, DataSettings
 from protojax.config.encoders import EncoderSettings
 from protojax.config.frozen import FrozenSettings
 from protojax.config.methods import MethodSettings
-from protojax.config.section import Section
+from protojax.config.section import Fraction, Section
 
 
 class OptimizerSettings(Section):
@@ -48,6 +48,8 @@ class TrainSettings(Section):
     `retrieved` refreshes its keys."""
     refresh_every: PositiveInt = 100
     """`retrieved`: steps between two encodings of the keys of the whole training split."""
+    label_smoothing: Fraction = 0.0
+    """Share of every label that all classes get alike, in the training loss only (ProtoQuant: 0.1)."""
     seed: NonNegativeInt = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the encoder; parameters, attention and losses stay float32."""
@@ -116,6 +118,11 @@ class Settings(Section):
             raise ValueError("train.candidate_count must be at least 1: protoattend decides from candidates")
         if self.method.kind != "protoattend" and self.train.candidate_count:
             raise ValueError(f"train.candidate_count must be 0: {self.method.kind} has no candidates")
+        if self.method.kind == "protoattend" and self.data.mix.wanted:
+            raise ValueError(
+                "data.mix makes one example of two, and protoattend keeps examples from being their own prototypes by "
+                "their one id: leave data.mix out"
+            )
         if (self.encoder.kind == "autoencoder") != self.method.kind.endswith("_autoencoder"):
             raise ValueError(
                 f"method.kind = {self.method.kind!r} does not go with encoder.kind = {self.encoder.kind!r}; "
@@ -133,6 +140,10 @@ class Settings(Section):
             )
         if self.encoder.kind == "frozen":
             self._check_frozen(self.encoder)
+        elif self.method.kind == "fine_tuning":
+            raise ValueError(
+                f"fine_tuning starts from a published network: encoder.kind = {self.encoder.kind!r} is none"
+            )
         if self.method.kind == "protoquant":
             last = self.method.prune_at or self.method.codebook_steps
             if last >= self.train.steps:
@@ -159,6 +170,13 @@ class Settings(Section):
             raise ValueError(
                 "data.augment is for encoders that are trained; the views of a frozen one are set by encoder.augment"
             )
+        if encoder.tuned_stages and self.method.kind != "fine_tuning":
+            raise ValueError(
+                f"encoder.tuned_stages = {encoder.tuned_stages} leaves stages to train, which {self.method.kind} does "
+                "not: set it to 0, or method.kind = 'fine_tuning'"
+            )
+        if encoder.head is not None and self.method.kind != "protoquant":
+            raise ValueError(f"encoder.head is read by protoquant, and not by {self.method.kind}: leave it out")
         if encoder.features is None and self.data.feeding == "streamed" and self.data.workers:
             raise ValueError(
                 "data.workers must be 0 where a frozen encoder computes features: it runs on the devices of this "

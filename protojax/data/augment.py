@@ -7,6 +7,7 @@ its place or its neighbours; only `mix` puts two examples together.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 
 def keys_of(key: jax.Array, ids: jax.Array) -> jax.Array:
@@ -64,11 +65,13 @@ def mix(
     mixup: float = 0.8,
     cutmix: float = 1.0,
     switch: float = 0.5,
+    axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """MixUp (Zhang et al. 2018) or CutMix (Yun et al. 2019) of every example with the one before it in the batch.
 
-    lambda ~ Beta(a, a) is the share of the example itself, drawn for each. MixUp takes this share of every value;
-    CutMix replaces a rectangle, and its targets follow the share of the rectangle that lies in the image.
+    The example before the first one is the last. lambda ~ Beta(a, a) is the share of the example itself, drawn for each
+    by the key and its id. MixUp takes this share of every value; CutMix replaces a rectangle, and its targets follow
+    the share of the rectangle that lies in the image.
 
     Args:
       key: key of the batch.
@@ -78,6 +81,7 @@ def mix(
       mixup: a of MixUp; 0 leaves it out.
       cutmix: a of CutMix; 0 leaves it out.
       switch: probability of CutMix in a batch, where neither is left out.
+      axis_name: mapped axis over which a batch is split under `pmap`; None where arrays are global.
 
     Returns:
       Inputs and targets of the same shapes.
@@ -89,7 +93,7 @@ def mix(
         raise ValueError("mix needs MixUp or CutMix: give mixup or cutmix a number above 0")
     switch_key, key = jax.random.split(key)
     keys = jax.vmap(jax.random.split)(keys_of(key, ids))
-    other, other_targets = jnp.roll(inputs, 1, axis=0), jnp.roll(targets, 1, axis=0)
+    other, other_targets = (_before(x, axis_name) for x in (inputs, targets))
 
     def shares(alpha: float) -> jax.Array:
         return jax.vmap(lambda k: jax.random.beta(k, alpha, alpha))(keys[:, 0])
@@ -112,8 +116,17 @@ def mix(
         mixed, own = paste(shares(cutmix)) if cutmix else blend(shares(mixup))
     else:
         cuts = jax.random.bernoulli(switch_key, switch)
-        mixed, own = jax.lax.cond(cuts, lambda: paste(shares(cutmix)), lambda: blend(shares(mixup)))
+        mixed, own = lax.cond(cuts, lambda: paste(shares(cutmix)), lambda: blend(shares(mixup)))
     return mixed, targets * own[:, None] + other_targets * (1 - own)[:, None]
+
+
+def _before(x: jax.Array, axis_name: str | None) -> jax.Array:
+    """The rows `[batch, ...]` before each row of the batch of all devices."""
+    if axis_name is None:
+        return jnp.roll(x, 1, axis=0)
+    count = lax.axis_size(axis_name)
+    last = lax.ppermute(x[-1:], axis_name, [(i, (i + 1) % count) for i in range(count)])
+    return jnp.concatenate([last, x[:-1]])
 
 
 def _rectangle(height: int, width: int, top: jax.Array, left: jax.Array, tall: jax.Array, wide: jax.Array) -> jax.Array:

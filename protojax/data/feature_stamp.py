@@ -30,6 +30,8 @@ class Stamp(pydantic.BaseModel):
     interpolation: str
     mean: list[float]
     std: list[float]
+    tuned_stages: int = 0
+    """Last stages of the network that are left out."""
     views: int
     """Augmented views of every training example."""
     augment: dict[str, Any] | None

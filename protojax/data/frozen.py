@@ -22,7 +22,7 @@ from protojax.config import FrozenSettings, Settings
 from protojax.data import augment, crops, feature_stamp, feature_store, feature_writer, loading, trivial
 from protojax.data.feature_stamp import Stamp
 from protojax.data.source import DataError, DataSet, Source
-from protojax.networks.backbones import BACKBONES
+from protojax.networks.backbones import BACKBONES, layer_before
 
 
 def load(settings: Settings) -> DataSet:
@@ -49,9 +49,17 @@ def behind(dataset: DataSet, settings: FrozenSettings) -> DataSet:
         extractor = Extractor(dataset, settings)
         wrapped = [None if split is None else Computed(split, extractor) for split in dataset[1:]]
         stamp, shape = stamp_of(dataset, settings), extractor.shape
-    identity = json.dumps(stamp.model_dump(exclude={"shape", "schema_name"}), sort_keys=True)
+    identity = json.dumps(_identity(stamp, settings), sort_keys=True)
     digest = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
     return DataSet(dataset.info._replace(kind="features", input_shape=shape, fingerprint=digest), *wrapped)
+
+
+def _identity(stamp: Stamp, settings: FrozenSettings) -> dict[str, Any]:
+    """What a run on these features depends on; of what came later, only where it is used, so that older runs open."""
+    identity = stamp.model_dump(exclude={"shape", "schema_name"})
+    if not stamp.tuned_stages:
+        del identity["tuned_stages"]
+    return identity if settings.head is None else {**identity, "head": weights.sha256_of(settings.head)}
 
 
 def stamp_of(dataset: DataSet, settings: FrozenSettings) -> Stamp:
@@ -71,6 +79,7 @@ def stamp_of(dataset: DataSet, settings: FrozenSettings) -> Stamp:
         interpolation=settings.interpolation,
         mean=list(settings.mean or mean),
         std=list(settings.std or std),
+        tuned_stages=settings.tuned_stages,
         views=settings.views,
         augment=json.loads(settings.augment.model_dump_json()) if settings.views else None,
         seed=settings.seed if settings.views else None,
@@ -88,7 +97,7 @@ class Extractor:
         Raises:
           DataError: the examples are no images of 1 or 3 channels, or several processes would compute.
           WeightsError: the weights are missing or not those of the network.
-          ValueError: the network does not take images of `image_size`.
+          ValueError: the network does not take images of `image_size`, or has fewer than `tuned_stages` stages.
         """
         info = dataset.info
         if info.kind != "image" or info.input_shape[-1] not in (1, 3):
@@ -104,7 +113,7 @@ class Extractor:
         self._variables = sharding.everywhere(found.variables)
         self.batch_size = sharding.whole_batch(settings.batch_size)
         # What the numbers do not depend on compiles nothing anew.
-        how = settings.model_copy(update={"weights": "", "features": None, "views": 0, "batch_size": 1})
+        how = settings.model_copy(update={"weights": "", "features": None, "head": None, "views": 0, "batch_size": 1})
         self._compute = partial(features, found.module, how)
         # Streamed feeding reads in threads.
         self._alone = threading.Lock()
@@ -145,7 +154,8 @@ def features(
     views: jax.Array,
     augmented: bool = False,
 ) -> jax.Array:
-    """The maps that a backbone makes of images, float `[batch, height, width, features]` of the precision.
+    """The maps that a backbone makes of images, float `[batch, height, width, features]` of the precision: the last, or
+    those before the stages that are tuned.
 
     Args:
       module: the network.
@@ -158,7 +168,7 @@ def features(
     """
     seen = prepared(images, ids, views, settings, augmented)
     _, made = module.apply(variables, seen, train=False)
-    return made["map"].astype(settings.precision)
+    return made[layer_before(module, settings.tuned_stages)].astype(settings.precision)
 
 
 def prepared(

@@ -24,7 +24,7 @@ from protojax import ops
 from protojax.candidates import CandidateDatabase
 from protojax.config import AttentionAutoencoderSettings
 from protojax.methods.encoder import without_support
-from protojax.methods.method import Batch, Method, Prediction, Variables
+from protojax.methods.method import Batch, Method, Prediction, Variables, target_of
 from protojax.methods.prototype_autoencoder import PrototypeLayer, decided, nearest_examples, views_of_prototypes
 
 PROTOTYPE_SCALE, WEIGHT_SCALE = 0.5, 0.1
@@ -116,7 +116,7 @@ def build(autoencoder: nn.Module, classes: int, settings: AttentionAutoencoderSe
     def loss(variables: Variables, batch: Batch, key: jax.Array, step: jax.Array):
         logits, made = network.apply(variables, batch["inputs"])
         terms = {
-            "loss_class": ops.cross_entropy(logits, batch["label"]).mean(),
+            "loss_class": ops.cross_entropy(logits, target_of(batch)).mean(),
             "loss_reconstruction": optax.sigmoid_binary_cross_entropy(made["reconstruction"], batch["inputs"]).mean(),
             "loss_attention": from_uniform(made["attention"]).mean(),
         }
@@ -156,7 +156,7 @@ def build(autoencoder: nn.Module, classes: int, settings: AttentionAutoencoderSe
             shown |= views_of_prototypes(network, variables, memory, shape)
         return shown
 
-    return Method(init, loss, encode, predict, memory, views)
+    return Method(init, loss, encode, predict, memory, views, soft_labels=True)
 
 
 def from_uniform(alpha: jax.Array) -> jax.Array:

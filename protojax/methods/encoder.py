@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from protojax import ops
 from protojax.candidates import CandidateDatabase
-from protojax.methods.method import SHARES, Batch, Method, Prediction, Support, Variables
+from protojax.methods.method import SHARES, Batch, Method, Prediction, Support, Variables, target_of
 
 
 class Classifier(nn.Module):
@@ -53,7 +53,7 @@ def build(encoder: nn.Module, classes: int, value_size: int) -> Method:
         (logits, _), updates = network.apply(
             variables, batch["inputs"], train=True, rngs={"dropout": key}, mutable=["batch_stats"]
         )
-        value = ops.cross_entropy(logits, batch["label"]).mean()
+        value = ops.cross_entropy(logits, target_of(batch)).mean()
         correct = jnp.argmax(logits, axis=-1) == batch["label"]
         return value, (updates, {"accuracy_encoder": correct.mean(dtype=jnp.float32)})
 
@@ -65,7 +65,7 @@ def build(encoder: nn.Module, classes: int, value_size: int) -> Method:
         logits, _ = network.apply(variables, batch["inputs"], train=False)
         return without_support(logits, width)
 
-    return Method(init, loss, encode, predict)
+    return Method(init, loss, encode, predict, soft_labels=True)
 
 
 def without_support(logits: jax.Array, width: int) -> Prediction:

@@ -11,7 +11,9 @@ from protojax.candidates import CandidateDatabase
 from protojax.methods.retrieval import Retrieval
 
 Batch = dict[str, Any]
-"""`id` int32 `[batch]`, `inputs` `[batch, ...]`, `label` int32 `[batch]`; in training also `candidates`, a batch."""
+"""`id` int32 `[batch]`, `inputs` `[batch, ...]`, `label` int32 `[batch]`; in training also
+`candidates`, a batch, and where labels are soft (MixUp, CutMix, smoothing) `target` float32 `[batch, classes]`; then
+`label` is the class that has most of it."""
 
 Variables = dict[str, Any]
 """Flax variable collections: `params` and, where the network keeps statistics, `batch_stats`."""
@@ -38,8 +40,8 @@ class Prediction(NamedTuple):
 
     scores: jax.Array
     """float32 `[batch, classes]`: class probabilities from the support."""
-    encoder_scores: jax.Array
-    """float32 `[batch, classes]`: class probabilities of the network without its memory."""
+    encoder_scores: jax.Array | None
+    """float32 `[batch, classes]`: class probabilities of the network alone; None where it decides nothing."""
     support: Support
     confidence: jax.Array
     """float32 `[batch]` in [0, 1]."""
@@ -86,16 +88,26 @@ class Method(NamedTuple):
     """What `train.candidates = "retrieved"` needs; None where there is nothing to retrieve."""
     stages: tuple[Stage, ...] = ()
     """The stages of training, in order, the first from step 0; none where every step trains everything."""
+    heads: Callable[[Variables, Any], dict[str, jax.Array]] | None = None
+    """`heads(variables, inputs)`: class scores `[batch, classes]` of heads beside the one that decides, by name, whose
+    accuracies are reported; None where there are none."""
     revise: Callable[[Variables, Batch, jax.Array, jax.Array], Variables] | None = None
     """`revise(variables, batch, key, step)`: the variables as they go into the next step, after `step` has changed them
     by its gradient; for what is no gradient descent. The same on all devices. None where there is nothing of the kind.
     """
+    soft_labels: bool = False
+    """Whether `loss` reads the `target` of a batch (see `target_of`); where it does not, soft labels are refused."""
     leans_on: Literal["support", "all"] | None = None
     """Where decisions lean on the training examples of memory themselves: whether one changes with an example that has
     no weight in it (`all`, as with softmax) or cannot (`support`, as with sparsemax). None where they do not."""
     has_codes: bool = False
     """Whether decisions lean on codes, some of which can be taken out (`methods.pruning`, `protojax.codes`), and
     `views` shows where a decision sees them (`protojax.concepts`)."""
+
+
+def target_of(batch: Batch) -> jax.Array:
+    """What `ops.cross_entropy` compares logits with: soft labels where the experiment has them, otherwise labels."""
+    return batch.get("target", batch["label"])
 
 
 def support_of(weights: jax.Array, ids: jax.Array, labels: jax.Array, width: int) -> Support:

@@ -24,7 +24,7 @@ from protojax.candidates import CandidateDatabase
 from protojax.config import ProtoAttendSettings
 from protojax.methods import retrieval
 from protojax.methods.encoder import Classifier
-from protojax.methods.method import SHARES, Batch, Method, Prediction, Support, Variables
+from protojax.methods.method import SHARES, Batch, Method, Prediction, Support, Variables, target_of
 from protojax.methods.rematerialise import encode_sparsely
 from protojax.methods.retrieval import Relevance, Retrieval
 from protojax.networks.layers import MOMENTUM
@@ -134,11 +134,11 @@ def build(
         alpha = jax.random.uniform(alpha_key, minval=settings.alpha[0], maxval=settings.alpha[1])
         from_input, from_prototypes = decide(query.values), decide(mixture)
         from_both = decide((1 - alpha) * query.values + alpha * mixture)
-        label = batch["label"]
+        label, target = batch["label"], target_of(batch)
         terms = {
-            "loss_encoder": ops.cross_entropy(from_input, label).mean(),
-            "loss_prototypes": ops.cross_entropy(from_prototypes, label).mean(),
-            "loss_joint": ops.cross_entropy(from_both, label).mean(),
+            "loss_encoder": ops.cross_entropy(from_input, target).mean(),
+            "loss_prototypes": ops.cross_entropy(from_prototypes, target).mean(),
+            "loss_joint": ops.cross_entropy(from_both, target).mean(),
         }
         entropy = ops.weight_entropy(weights, ENTROPY_EPSILON).mean()
         total = sum(terms.values()) + settings.sparsity * entropy
@@ -188,7 +188,8 @@ def build(
         return retrieval.relevance(queries, own if settings.exclude_own else None, keys, ids, settings.normalizer)
 
     leans_on = "support" if settings.normalizer == "sparsemax" else "all"
-    return Method(init, loss, encode, predict, retrieval=Retrieval(keys, queries, relevance), leans_on=leans_on)
+    found = Retrieval(keys, queries, relevance)
+    return Method(init, loss, encode, predict, retrieval=found, soft_labels=True, leans_on=leans_on)
 
 
 def _embed_at_once(network: Network, variables: Variables, batch: Batch, rngs: dict[str, jax.Array]) -> Embedded:

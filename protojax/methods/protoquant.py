@@ -13,7 +13,7 @@ One experiment has both stages of the paper, and a third one, in one line of che
 which it is in, and in each the optimiser starts anew (its warm-up and schedule too) on what that stage trains:
 
     codebook     until `codebook_steps`    L_codebook + task_weight CE(h(c_q(z))), h the frozen head; trains the codes
-    classifier   then                      CE(y), labels smoothed; trains W, and with `tune_codes` the codes
+    classifier   then                      CE(y); trains W, and with `tune_codes` the codes
     pruned       from `prune_at` on        the same with W cut to the `top_k` codes of a class; trains W and the codes
 
 What a stage does not train has no gradient in it and no place in its optimiser: it stays bitwise as it is. What is more
@@ -37,7 +37,7 @@ from protojax import ops, sharding
 from protojax.candidates import CandidateDatabase
 from protojax.config import ProtoQuantSettings
 from protojax.methods import pruning
-from protojax.methods.method import SHARES, Batch, Method, Prediction, Stage, Variables, support_of
+from protojax.methods.method import SHARES, Batch, Method, Prediction, Stage, Variables, support_of, target_of
 from protojax.methods.pruning import BOOK
 
 NEAREST = 8
@@ -74,7 +74,8 @@ def build(
     has_head = callable(getattr(type(network), "head", None))
     if settings.task_weight and not has_head:
         raise ValueError(
-            f"method.task_weight = {settings.task_weight:g} needs a network with a classification head; set it to 0"
+            f"method.task_weight = {settings.task_weight:g} needs a network with a classification head: name the "
+            "weights of one by encoder.head, or set it to 0"
         )
     mesh = sharding.mesh() if axis_name is None else None
 
@@ -84,6 +85,10 @@ def build(
         if "map" not in made:
             raise ValueError("protoquant needs a map of features: set encoder.kind to frozen or features")
         return lax.stop_gradient((outputs, made["map"].astype(jnp.float32)))
+
+    def head(variables: Variables, maps: jax.Array) -> jax.Array:
+        """h of equation 1: logits `[batch, classes]` of maps."""
+        return network.apply(variables.get(FROZEN, {}), maps, method="head")
 
     def init(key: jax.Array, batch: Batch) -> Variables:
         network_key, code_key, weight_key = jax.random.split(key, 3)
@@ -118,7 +123,9 @@ def build(
 
         return by_device(own, maps, codes, active)
 
-    def codebook_stage(variables: Variables, maps: jax.Array, label: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+    def codebook_stage(
+        variables: Variables, maps: jax.Array, target: jax.Array, label: jax.Array
+    ) -> tuple[jax.Array, dict[str, Any]]:
         params, book = variables["params"], variables[BOOK]
         index = assigned(maps, params["codes"], book["active"])
         loss_codebook = ops.codebook_loss(maps.reshape(-1, maps.shape[-1]), params["codes"], index.reshape(-1))
@@ -129,20 +136,19 @@ def build(
             "codes_used": (used > 0).mean(dtype=jnp.float32),
         }
         if has_head:
-            quantised = params["codes"][index]
-            logits = network.apply(variables.get(FROZEN, {}), quantised, method="head")
-            metrics["loss_task"] = ops.cross_entropy(logits, label).mean()
+            logits = head(variables, params["codes"][index])
+            metrics["loss_task"] = ops.cross_entropy(logits, target).mean()
             metrics["accuracy_quantised"] = _accuracy(logits, label)
         task = settings.task_weight * metrics["loss_task"] if settings.task_weight else 0.0
         return loss_codebook + task, (book["used"] + used, metrics)
 
     def classifier_stage(
-        variables: Variables, maps: jax.Array, label: jax.Array, trains_codes: bool
+        variables: Variables, maps: jax.Array, target: jax.Array, label: jax.Array, trains_codes: bool
     ) -> tuple[jax.Array, dict[str, Any]]:
         codes, book = variables["params"]["codes"], variables[BOOK]
         scores, _ = present(maps, codes if trains_codes else lax.stop_gradient(codes), book["active"])
         logits = jnp.dot(scores, pruning.classifier(variables).T, precision=lax.Precision.HIGHEST)
-        loss_class = ops.smoothed_cross_entropy(logits, label, settings.label_smoothing).mean()
+        loss_class = ops.cross_entropy(logits, target).mean()
         metrics = {"loss_class": loss_class, "accuracy_prototypes": _accuracy(logits, label)}
         return loss_class, (book["used"], nothing_measured() | metrics)
 
@@ -158,7 +164,7 @@ def build(
         _, maps = features(variables, batch["inputs"])
         # Stages start at their steps, the first at 0.
         stage = sum((step >= later.start).astype(jnp.int32) for later in stages[1:])
-        total, (used, metrics) = lax.switch(stage, losses, variables, maps, batch["label"])
+        total, (used, metrics) = lax.switch(stage, losses, variables, maps, target_of(batch), batch["label"])
         return total, ({BOOK: {**variables[BOOK], "used": used}}, metrics)
 
     def revise(variables: Variables, batch: Batch, key: jax.Array, step: jax.Array) -> Variables:
@@ -209,7 +215,7 @@ def build(
         return nearest_patches(database)
 
     def decide(variables: Variables, inputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Logits, frozen logits, shares of codes in the decision `[batch, codes]`, and the maps."""
+        """Logits, those of the frozen head, shares of codes in the decision `[batch, codes]`, and the maps."""
         outputs, maps = features(variables, inputs)
         scores, _ = present(maps, variables["params"]["codes"], variables[BOOK]["active"])
         weights = pruning.classifier(variables)
@@ -217,17 +223,23 @@ def build(
         parts = weights[logits.argmax(axis=-1)] * scores
         total = parts.sum(axis=-1, keepdims=True)
         shares = parts / jnp.where(total > 0, total, 1)
-        return logits, outputs if has_head else logits, shares, maps
+        return logits, outputs, shares, maps
 
     def predict(variables: Variables, memory: CandidateDatabase, batch: Batch, width: int) -> Prediction:
         logits, frozen_logits, shares, _ = decide(variables, batch["inputs"])
         return Prediction(
             scores=nn.softmax(logits),
-            encoder_scores=nn.softmax(frozen_logits),
+            encoder_scores=nn.softmax(frozen_logits) if has_head else None,
             support=support_of(shares, memory.ids, memory.labels, width),
             confidence=ops.class_mass(shares, memory.labels, classes).max(axis=-1),
             prototypes_for=ops.fewest_for(shares, SHARES),
         )
+
+    def heads(variables: Variables, inputs: jax.Array) -> dict[str, jax.Array]:
+        outputs, maps = features(variables, inputs)
+        codes = variables["params"]["codes"]
+        quantised = codes[assigned(maps, codes, variables[BOOK]["active"])]
+        return {"frozen_head": outputs, "quantised_head": head(variables, quantised)}
 
     def views(variables: Variables, memory: CandidateDatabase, batch: Batch) -> dict[str, jax.Array]:
         logits, _, shares, maps = decide(variables, batch["inputs"])
@@ -255,7 +267,19 @@ def build(
 
     stages = stages_of(settings)
     losses = [codebook_stage, *(partial(classifier_stage, trains_codes="codes" in s.trains) for s in stages[1:])]
-    return Method(init, loss, encode, predict, memory, views, stages=stages, revise=revise, has_codes=True)
+    return Method(
+        init,
+        loss,
+        encode,
+        predict,
+        memory,
+        views,
+        stages=stages,
+        heads=heads if has_head else None,
+        revise=revise,
+        soft_labels=True,
+        has_codes=True,
+    )
 
 
 def stages_of(settings: ProtoQuantSettings) -> tuple[Stage, ...]:

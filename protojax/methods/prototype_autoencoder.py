@@ -22,7 +22,7 @@ from jax import lax
 from protojax import ops
 from protojax.candidates import CandidateDatabase
 from protojax.config import PrototypeAutoencoderSettings
-from protojax.methods.method import SHARES, Batch, Method, Prediction, Variables, support_of
+from protojax.methods.method import SHARES, Batch, Method, Prediction, Variables, support_of, target_of
 
 NEAREST = 8
 """Training examples kept for every prototype."""
@@ -97,7 +97,7 @@ def build(
         latents = made["latent"] if axis_name is None else lax.all_gather(made["latent"], axis_name, tiled=True)
         prototypes = variables["params"]["layer"]["prototypes"]
         terms = {
-            "loss_class": ops.cross_entropy(logits, batch["label"]).mean(),
+            "loss_class": ops.cross_entropy(logits, target_of(batch)).mean(),
             "loss_reconstruction": jnp.square(made["reconstruction"] - batch["inputs"]).sum(axis=(1, 2, 3)).mean(),
             "loss_prototypes_near_examples": ops.squared_euclidean(latents, prototypes).min(axis=0).mean(),
             "loss_examples_near_prototypes": made["distances"].min(axis=1).mean(),
@@ -125,7 +125,7 @@ def build(
             **views_of_prototypes(network, variables, memory, batch["inputs"].shape[1:]),
         }
 
-    return Method(init, loss, encode, predict, memory, views)
+    return Method(init, loss, encode, predict, memory, views, soft_labels=True)
 
 
 def views_of_prototypes(

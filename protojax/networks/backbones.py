@@ -50,6 +50,55 @@ BACKBONES = {
 """By the names that `protojax.config.FrozenSettings` lists."""
 
 
+def stages_of(module: nn.Module) -> int:
+    """Stages of a backbone that can be left for training; 0 of a transformer, which is trained as a whole or not."""
+    if isinstance(module, EfficientNetLite):
+        return len(module.stages)
+    return len(module.depths) if isinstance(module, BottleneckResNet | ConvNeXt) else 0
+
+
+def layer_before(module: nn.Module, tuned: int) -> str:
+    """The name among the intermediates of a backbone of the map before its last `tuned` stages.
+
+    Raises:
+      ValueError: it has fewer stages.
+    """
+    count = stages_of(module)
+    if tuned > count:
+        has = f"has {count} stages" if count else "has no stages of convolutions"
+        raise ValueError(f"encoder.tuned_stages = {tuned}, but {type(module).__name__} {has}: choose 0 to {count}")
+    if not tuned:
+        return "map"
+    return f"stage_{count - tuned - 1}" if tuned < count else "stem"
+
+
+class Tail(nn.Module):
+    """The end of a backbone: its last stages, perhaps none of them, and its classifier on the mean of the map."""
+
+    backbone: nn.Module
+    """With a classifier, and with `done` where stages are tuned."""
+    tuned: int = 0
+    """How many stages."""
+
+    def __call__(self, inputs: jax.Array, train: bool) -> tuple[jax.Array, dict[str, Any]]:
+        """Classifies maps.
+
+        Args:
+          inputs: float `[batch, height, width, features]`, the map before the tuned stages.
+          train: changes nothing: statistics of batch normalisation stay those of the weights.
+
+        Returns:
+          Logits float32 `[batch, classes]`, and the `map` float32 `[batch, height, width, features]`.
+        """
+        maps = self.backbone(inputs, train=False)[1]["map"] if self.tuned else inputs
+        maps = maps.astype(jnp.float32)
+        return self.head(maps), {"map": maps}
+
+    def head(self, maps: jax.Array) -> jax.Array:
+        """h: logits float32 `[batch, classes]` of maps `[batch, height, width, features]`."""
+        return self.backbone.classify(maps.mean((1, 2)))
+
+
 class MapEncoder(nn.Module):
     """The encoder of examples that are features already: the mean over the positions of their map."""
 

@@ -40,6 +40,9 @@ class ConvNeXt(nn.Module):
     widths: tuple[int, ...] = (96, 192, 384, 768)
     classes: int = 0
     """Of the classifier; 0 for a network without one."""
+    done: int | None = None
+    """Stages that are done already, which leaves parameters of the later ones alone: inputs are the map after them, or
+    after the stem with 0. None for images."""
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
@@ -53,7 +56,8 @@ class ConvNeXt(nn.Module):
         """Encodes images.
 
         Args:
-          inputs: float `[batch, height, width, 3]`, sides that every stage divides evenly (multiples of 32).
+          inputs: float `[batch, height, width, 3]`, sides that every stage divides evenly (multiples of 32),
+            or what `done` says.
           train: changes nothing: the network neither drops out nor keeps statistics.
 
         Returns:
@@ -67,16 +71,17 @@ class ConvNeXt(nn.Module):
         check_axes(inputs, ("batch", "height", "width", "channels"), "ConvNeXt")
         height, width = inputs.shape[1:3]
         whole = 4 * 2 ** (len(self.depths) - 1)
-        if height % whole or width % whole:
+        if self.done is None and (height % whole or width % whole):
             raise ValueError(
                 f"images of {height}x{width} pixels leave a rest that ConvNeXt would not see: choose an image_size of "
                 f"multiples of {whole}"
             )
         conv = partial(nn.Conv, padding="VALID", dtype=self.dtype, conv_general_dilated=conv_general_dilated)
         norm = partial(nn.LayerNorm, epsilon=EPSILON, dtype=self.dtype, use_fast_variance=False)
-        x = norm(name="stem_norm")(conv(self.widths[0], (4, 4), 4, name="stem")(inputs))
-        made = {"stem": x}
-        for i, (depth, features) in enumerate(zip(self.depths, self.widths, strict=True)):
+        x, made = inputs, {}
+        if self.done is None:
+            x = made["stem"] = norm(name="stem_norm")(conv(self.widths[0], (4, 4), 4, name="stem")(inputs))
+        for i, (depth, features) in list(enumerate(zip(self.depths, self.widths, strict=True)))[self.done or 0 :]:
             if i:
                 x = norm(name=f"stage_{i}_norm")(x)
                 x = conv(features, (2, 2), 2, name=f"stage_{i}_downsample")(x)

@@ -88,6 +88,9 @@ class EfficientNetLite(nn.Module):
     last: int = 1280
     classes: int = 0
     """Of the classifier; 0 for a network without one."""
+    done: int | None = None
+    """Stages that are done already, which leaves parameters of the later ones alone: inputs are the map after them, or
+    after the stem with 0. None for images."""
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
@@ -100,7 +103,7 @@ class EfficientNetLite(nn.Module):
         """Encodes images.
 
         Args:
-          inputs: float `[batch, height, width, 3]`.
+          inputs: float `[batch, height, width, 3]`, or what `done` says.
           train: whether statistics are those of the batch.
 
         Returns:
@@ -113,9 +116,10 @@ class EfficientNetLite(nn.Module):
         """
         check_axes(inputs, ("batch", "height", "width", "channels"), "EfficientNet-Lite")
         common = {"dtype": self.dtype, "axis_name": self.axis_name}
-        x = nn.relu6(Layer(self.stem, 3, 2, name="stem", **common)(inputs, train))
-        made = {"stem": x}
-        for i, stage in enumerate(self.stages):
+        x, made = inputs, {}
+        if self.done is None:
+            x = made["stem"] = nn.relu6(Layer(self.stem, 3, 2, name="stem", **common)(inputs, train))
+        for i, stage in list(enumerate(self.stages))[self.done or 0 :]:
             for j in range(stage.depth):
                 x = Block(stage, 1 if j else stage.stride, name=f"stage_{i}_block_{j}", **common)(x, train)
             made[f"stage_{i}"] = x

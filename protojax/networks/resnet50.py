@@ -46,6 +46,9 @@ class BottleneckResNet(nn.Module):
     """Of the first convolution and the first stage; every further stage has twice as many."""
     classes: int = 0
     """Of the classifier; 0 for a network without one."""
+    done: int | None = None
+    """Stages that are done already, which leaves parameters of the later ones alone: inputs are the map after them, or
+    after the stem with 0. None for images."""
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
@@ -58,7 +61,7 @@ class BottleneckResNet(nn.Module):
         """Encodes images.
 
         Args:
-          inputs: float `[batch, height, width, 3]`.
+          inputs: float `[batch, height, width, 3]`, or what `done` says.
           train: whether statistics are those of the batch.
 
         Returns:
@@ -71,10 +74,11 @@ class BottleneckResNet(nn.Module):
         """
         check_axes(inputs, ("batch", "height", "width", "channels"), "ResNet-50")
         common = {"dtype": self.dtype, "axis_name": self.axis_name}
-        x = nn.relu(ConvNorm(self.filters, (7, 7), 2, name="stem", **common)(inputs, train))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        made = {"stem": x}
-        for i, depth in enumerate(self.depths):
+        x, made = inputs, {}
+        if self.done is None:
+            x = nn.relu(ConvNorm(self.filters, (7, 7), 2, name="stem", **common)(inputs, train))
+            x = made["stem"] = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for i, depth in list(enumerate(self.depths))[self.done or 0 :]:
             for j in range(depth):
                 stride = 2 if i and not j else 1
                 x = Bottleneck(self.filters * 2**i, stride, name=f"stage_{i}_block_{j}", **common)(x, train)

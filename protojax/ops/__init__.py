@@ -14,7 +14,7 @@ from protojax.ops.codebook import (
 from protojax.ops.concepts import concept_shares, most_similar, order_free_sum, presence
 from protojax.ops.distance import squared_euclidean
 from protojax.ops.largest import top_k
-from protojax.ops.losses import cross_entropy, smoothed_cross_entropy, weight_entropy
+from protojax.ops.losses import cross_entropy, weight_entropy
 from protojax.ops.metrics import (
     Coverage,
     accuracy,
@@ -55,7 +55,6 @@ __all__ = [
     "presence",
     "revived",
     "sampled_codes",
-    "smoothed_cross_entropy",
     "softmax",
     "softmax_parts",
     "sparsemax",

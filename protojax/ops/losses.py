@@ -5,11 +5,11 @@ import jax.numpy as jnp
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """-log softmax(logits) at the label.
+    """-log softmax(logits) at the label, or -sum_m q_m log softmax(logits)_m with soft labels q.
 
     Args:
       logits: floating `[batch, classes]`.
-      labels: integer `[batch]`.
+      labels: integer `[batch]`, or floating `[batch, classes]`, rows that sum to 1.
 
     Returns:
       float32 `[batch]`. Under a transformation such as `jax.jit`, NaN for a label that is not a class.
@@ -19,39 +19,19 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
         that is not a class.
     """
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+    soft = jnp.issubdtype(labels.dtype, jnp.floating) and labels.ndim == 2
+    if logits.ndim != 2 or labels.shape != (logits.shape if soft else logits.shape[:1]):
         raise ValueError(
-            f"logits [batch, classes] and labels [batch] were expected, got {logits.shape}, {labels.shape}"
+            "logits [batch, classes] and labels [batch], or soft ones [batch, classes], were expected, got "
+            f"{logits.shape}, {labels.shape}"
         )
-    check_labels(labels, logits.shape[1])
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if soft:
+        return -(labels * jax.nn.log_softmax(logits, axis=1)).sum(axis=1)
+    check_labels(labels, logits.shape[1])
     known = (labels >= 0) & (labels < logits.shape[1])
     chosen = jnp.take_along_axis(logits, jnp.where(known, labels, 0)[:, None], axis=1)[:, 0]
     return jnp.where(known, jax.nn.logsumexp(logits, axis=1) - chosen, jnp.nan)
-
-
-def smoothed_cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
-    """-sum_m q_m log softmax(logits)_m, q = 1 - smoothing at the label, plus smoothing shared by all classes.
-
-    Args:
-      logits: floating `[batch, classes]`.
-      labels: integer `[batch]`.
-      smoothing: in [0, 1).
-
-    Returns:
-      float32 `[batch]`; NaN as in `cross_entropy`.
-
-    Raises:
-      ValueError: smoothing out of range, or as `cross_entropy`.
-    """
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
-    hard = cross_entropy(logits, labels)
-    if not smoothing:
-        return hard
-    logits = jnp.asarray(logits).astype(hard.dtype)
-    uniform = jax.nn.logsumexp(logits, axis=1) - logits.mean(axis=1)
-    return (1 - smoothing) * hard + smoothing * uniform
 
 
 def weight_entropy(weights: jax.Array, eps: float) -> jax.Array:

@@ -31,10 +31,10 @@ def settings(parallel):
     method |= {"initializer": "sampled", "revive_every": 1}
     tree = {
         "name": "tiny",
-        "data": {"augment": {"pad_crop": 1}},
+        "data": {"augment": {"pad_crop": 1}, "mix": {"mixup": 0.8, "cutmix": 1.0}},
         "encoder": {"kind": "conv"},
         "method": method,
-        "train": {"steps": 8, "batch_size": 16, "log_every": 2, "parallel": parallel},
+        "train": {"steps": 8, "batch_size": 16, "log_every": 2, "label_smoothing": 0.1, "parallel": parallel},
     }
     return config.from_tree(tree, "test")
 

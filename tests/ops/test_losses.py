@@ -32,6 +32,22 @@ def test_cross_entropy_refuses_unknown_classes(label):
     np.testing.assert_array_equal(np.isnan(jax.jit(ops.cross_entropy)(logits, labels)), [False, True])
 
 
+def test_cross_entropy_of_soft_labels_equals_float64():
+    rng = np.random.default_rng(1)
+    logits, target = rng.normal(size=(5, 4)).astype(np.float32) * 3, rng.dirichlet(np.ones(4), 5)
+    z = logits.astype(np.float64)
+    log = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    soft = target.astype(np.float32)
+    np.testing.assert_allclose(ops.cross_entropy(logits, soft), -(target * log).sum(axis=1), rtol=1e-5)
+    labels = np.int32([0, 3, 1, 1, 2])
+    hard = np.eye(4, dtype=np.float32)[labels]
+    np.testing.assert_allclose(ops.cross_entropy(logits, hard), ops.cross_entropy(logits, labels), rtol=1e-6)
+    slopes = jax.grad(lambda x: ops.cross_entropy(x, soft).sum())(logits)
+    np.testing.assert_allclose(slopes, np.exp(log) - target, atol=1e-6)
+    with pytest.raises(ValueError, match=r"were expected, got \(5, 4\), \(5, 3\)"):
+        ops.cross_entropy(logits, soft[:, :3])
+
+
 def test_cross_entropy_refuses_shapes():
     with pytest.raises(ValueError, match=r"were expected, got \(2, 3\), \(3,\)"):
         ops.cross_entropy(np.zeros((2, 3), np.float32), np.zeros(3, np.int32))
