@@ -240,7 +240,13 @@ def test_without_a_head_the_encoder_has_no_decision(files, tmp_path):
     assert set(results["test"]["reliability"]) == {"confidence", "prototypes"}
     record = json.loads((tmp_path / "codes" / "figures" / "explanations.json").read_text())
     assert record["decisions"][0]["encoder_predicted"] is None
-    export.write(tmp_path / "artifact", experiment.open_run(tmp_path / "codes", quiet=True))
+
+
+def test_an_artifact_has_no_scores_of_an_encoder_that_decides_nothing(with_head, tmp_path):
+    opened = experiment.open_run(with_head[0], quiet=True)
+    predict = opened.method.predict
+    mute = opened.method._replace(predict=lambda *asked: predict(*asked)._replace(encoder_scores=None))
+    export.write(tmp_path / "artifact", opened._replace(method=mute))
     described = json.loads((tmp_path / "artifact" / "description.json").read_text())["outputs"]
     assert "encoder_scores" not in described and {"class", "scores", "ids"} <= set(described)
 
