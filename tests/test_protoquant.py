@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from jax import export
 
 from protojax import methods, optimizer
 from protojax.candidates import CandidateDatabase
@@ -316,6 +317,23 @@ def test_a_prediction_has_the_form_of_every_method():
     frozen = variables["frozen"]["params"]["dense"]
     frozen_logits = MAPS.mean(axis=(1, 2)) @ np.asarray(frozen["kernel"]) + np.asarray(frozen["bias"])
     np.testing.assert_allclose(prediction.encoder_scores, nn.softmax(frozen_logits), atol=1e-5)
+
+
+def test_a_prediction_is_exported_for_any_batch():
+    method = built()
+    variables = variables_of(method)
+    database = CandidateDatabase(BATCH["id"], BATCH["label"], method.encode(variables, BATCH["inputs"]))
+    memory = method.memory(variables, database)
+
+    def predict(inputs):
+        answer = method.predict(variables, memory, {"inputs": inputs}, 4)
+        return answer.scores, answer.support.ids, answer.support.weights
+
+    (batch,) = export.symbolic_shape("batch")
+    exported = export.export(jax.jit(predict))(jax.ShapeDtypeStruct((batch, *MAPS.shape[1:]), jnp.float32))
+    for count in (1, 3, 8):
+        for found, expected in zip(exported.call(MAPS[:count]), predict(MAPS[:count]), strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_a_task_loss_needs_a_head():

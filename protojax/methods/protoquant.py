@@ -30,7 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
+from jax import export, lax
 from jax.sharding import PartitionSpec
 
 from protojax import ops, sharding
@@ -101,7 +101,8 @@ def build(
 
     def by_device(function: Callable, maps: jax.Array, codes: jax.Array, active: jax.Array) -> Any:
         """What is computed position by position, on each device for its own examples."""
-        if mesh is None or mesh.size == 1 or len(maps) % mesh.size:
+        batch = maps.shape[0]
+        if mesh is None or mesh.size == 1 or export.is_symbolic_dim(batch) or batch % mesh.size:
             return function(maps, codes, active)
         own, all_of_it = PartitionSpec(sharding.AXIS), PartitionSpec()
         over = jax.shard_map(function, mesh=mesh, in_specs=(own, all_of_it, all_of_it), out_specs=own, check_vma=False)
@@ -119,7 +120,8 @@ def build(
         """s of equation 8, `[batch, codes]`, and where it is reached."""
 
         def own(maps: jax.Array, codes: jax.Array, active: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return ops.presence(maps.reshape(len(maps), -1, maps.shape[-1]), codes, settings.temperature, active)
+            batch, height, width, size = maps.shape
+            return ops.presence(maps.reshape(batch, height * width, size), codes, settings.temperature, active)
 
         return by_device(own, maps, codes, active)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 
 PANEL = 384
 """Codes of a panel: a multiple of the rows and lanes that matrix products of any kind go by, or the last codes would be
@@ -100,7 +100,9 @@ def _highest(
 ) -> tuple[jax.Array, jax.Array]:
     """The maxima over positions of `values` `[panels, vectors, PANEL]`, a few examples at a time, and their places."""
     batch, positions, _ = vectors.shape
-    together = max(1, min(batch, _SHARES_AT_ONCE // (positions * panels * PANEL)))
+    # Of a function that is exported for any batch, one example at a time.
+    is_open = export.is_symbolic_dim(batch)
+    together = 1 if is_open else max(1, min(batch, _SHARES_AT_ONCE // (positions * panels * PANEL)))
 
     @jax.checkpoint
     def of_examples(some: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -110,6 +112,9 @@ def _highest(
         places = jnp.where(found == highest[:, :, None], numbers, positions - 1).min(axis=2)
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(len(some), -1), (highest, places))
 
+    if is_open:
+        alone = lax.map(of_examples, vectors[:, None])
+        return jax.tree.map(lambda x: x[:, 0, :codes], alone)
     whole = batch // together * together
     parts = []
     if whole:
