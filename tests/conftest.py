@@ -13,6 +13,8 @@ from pathlib import Path
 DEVICES, AS_FOR_USERS = "--simulated-devices", "--as-for-users"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Programs compile for long here and run for milliseconds.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(AS_FOR_USERS not in sys.argv).lower()
 # The emitters of fusions take two fifths of the suite's time; versions after 0.10 cannot do without them.
 FAST = "--xla_cpu_use_fusion_emitters=false"
 if metadata.version("jax").startswith("0.10.") and AS_FOR_USERS not in sys.argv:
@@ -30,7 +32,7 @@ collect_ignore = [
 
 @pytest.fixture(scope="module")
 def compile_fast():
-    """Compiles without most optimisations: training steps compile for long and run for milliseconds."""
+    """Compiles without most optimisations in `ops/`, too."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
