@@ -23,6 +23,9 @@ WIDTH = 64
 ROWS = 32
 """Candidates in a block of the index."""
 
+NOISE = 0.05
+"""What tells copies of a trained key apart, in standard deviations of every number of the keys."""
+
 
 ACCELERATOR = 4096, 1_281_167, 128
 """Queries, candidates (the training split of ImageNet) and numbers of a value that an accelerator is asked for."""
@@ -50,7 +53,7 @@ def cases(options: Any) -> Iterator[Case]:
     sizes = (2048,) if options.quick else (32768, 262144, 1_000_000)
     queries = 8 if options.quick else 128
     for size in sizes:
-        problem = _clustered(options, size, queries)
+        problem = clustered(options, size, queries)
         index = jax.block_until_ready(ops.cluster_index(jnp.asarray(problem.keys), ROWS))
         last = size == max(sizes) and not options.quick
         for one in (problem, problem.first(1)):
@@ -108,7 +111,8 @@ def _on_accelerator(options: Any, queries: int, size: int, values: int) -> Case:
     return Case("attention", f"B = {queries}, bfloat16, D = {size}", size, own, options.peaks.seconds(flops, read))
 
 
-def _clustered(options: Any, size: int, queries: int) -> Problem:
+def clustered(options: Any, size: int, queries: int, rows: int = ROWS) -> Problem:
+    """Keys in which blocks of `rows` consecutive ones are near each other: of `--run`, or around random centres."""
     random = np.random.default_rng(size)
     if options.run is None:
         source, values_size = "keys around random centres", 64
@@ -123,10 +127,10 @@ def _clustered(options: Any, size: int, queries: int) -> Problem:
         source = "keys of a trained run, repeated with noise"
         keys, values, asked = trained.embeddings(options.run, queries)
         repeated = np.resize(np.arange(len(keys)), size)
-        noise = 0.05 * keys.std(axis=0, keepdims=True)
+        noise = NOISE * keys.std(axis=0, keepdims=True)
         keys = (keys[repeated] + noise * random.normal(size=(size, keys.shape[1]))).astype(np.float32)
         values = values[repeated]
-    order = ops.cluster(jnp.asarray(keys), ROWS)
+    order = ops.cluster(jnp.asarray(keys), rows)
     return Problem(source, asked, keys[order], values[order])
 
 

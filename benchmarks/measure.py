@@ -97,16 +97,10 @@ def measure(case: Case, budget: Budget) -> list[dict[str, Any]]:
     """Rows of a case, one an implementation."""
     exact = [one.check(one.run()) if one.check else None for one in case.implementations]
     memory = [_peak(one.run) if one.memory_bytes is None else one.memory_bytes for one in case.implementations]
-    once = [_time(one.run, 1)[0] for one in case.implementations]
-    times: list[list[float]] = [[] for _ in case.implementations]
-    for turn in range(budget.rounds):
-        for one, first, taken in zip(case.implementations, once, times, strict=True):
-            if first > budget.slow and turn >= 3:
-                continue
-            calls = min(50, max(1, math.ceil(budget.seconds / first)))
-            if first < budget.slow:
-                one.run()
-            taken += [seconds + one.extra_seconds for seconds in _time(one.run, calls)]
+    times = [
+        [seconds + one.extra_seconds for seconds in taken]
+        for one, taken in zip(case.implementations, in_turns(case.implementations, budget, _time), strict=True)
+    ]
     medians = [float(np.median(taken)) for taken in times]
     rows = []
     for one, seconds, taken, size, right in zip(case.implementations, medians, times, memory, exact, strict=True):
@@ -131,6 +125,23 @@ def measure(case: Case, budget: Budget) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def in_turns(
+    implementations: Sequence[Implementation], budget: Budget, observe: Callable[[Callable[[], Any], int], list[Any]]
+) -> list[list[Any]]:
+    """What `observe(run, calls)` returns of every implementation, an entry a call, over all rounds."""
+    once = [_time(one.run, 1)[0] for one in implementations]
+    seen: list[list[Any]] = [[] for _ in implementations]
+    for turn in range(budget.rounds):
+        for one, first, found in zip(implementations, once, seen, strict=True):
+            if first > budget.slow and turn >= 3:
+                continue
+            calls = min(50, max(1, math.ceil(budget.seconds / first)))
+            if first < budget.slow:
+                one.run()
+            found += observe(one.run, calls)
+    return seen
 
 
 def header() -> dict[str, Any]:

@@ -34,35 +34,41 @@ class Problem(NamedTuple):
 def cases(options: Any) -> Iterator[Case]:
     """The cases, one after another."""
     for vectors, features, codes in QUICK if options.quick else SIZES:
-        problem = _problem(vectors, features, codes)
+        problem = drawn(vectors, features, codes)
         check = partial(_near, _scores(problem))
         floor = options.peaks.seconds(2.0 * vectors * features * codes, problem.codes.nbytes)
         name = f"{vectors} vectors of {features}, K = {codes}"
         given = jnp.asarray(problem.vectors), jnp.asarray(problem.codes)
 
-        ours = [measure.compiled(OURS, lambda z, c: ops.nearest(z, c).index, *given, check=check)]
+        ours = [measure.compiled(OURS, places, *given, check=check)]
         yield Case(
             "quantize", f"places, {name}", codes, measure.with_peers(ours, partial(_faiss, problem, check)), floor
         )
 
-        both = [measure.compiled(OURS, _with_codes, *given, check=lambda found, check=check: check(found[0]))]
-        peers = measure.with_peers(both, partial(_torch, problem, check))
+        both = [measure.compiled(OURS, with_codes, *given, check=lambda found, check=check: check(found[0]))]
+        peers = measure.with_peers(both, partial(pytorch, problem, check))
         yield Case("quantize", f"places and codes, {name}", codes, peers, floor)
 
 
-def _with_codes(vectors: Any, codes: Any) -> tuple[Any, Any]:
-    index = ops.nearest(vectors, codes).index
+def places(vectors: Any, codes: Any) -> Any:
+    """Where the nearest codes are."""
+    return ops.nearest(vectors, codes).index
+
+
+def with_codes(vectors: Any, codes: Any) -> tuple[Any, Any]:
+    """The nearest codes themselves, too."""
+    index = places(vectors, codes)
     return index, codes[index]
 
 
-def _problem(vectors: int, features: int, codes: int) -> Problem:
+def drawn(vectors: int, features: int, codes: int) -> Problem:
     """Vectors around codes, as they are after training: the nearest one is clear for most, but not for all."""
     random = np.random.default_rng(codes)
-    drawn = random.normal(size=(codes, features)).astype(np.float32)
-    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
-    own = drawn[random.integers(0, codes, vectors)]
+    directions = random.normal(size=(codes, features)).astype(np.float32)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    own = directions[random.integers(0, codes, vectors)]
     noise = random.normal(size=(vectors, features)).astype(np.float32) * np.float32(2 / features**0.5)
-    return Problem(3 * (own + noise), drawn)
+    return Problem(3 * (own + noise), directions)
 
 
 def _scores(problem: Problem) -> np.ndarray:
@@ -88,7 +94,8 @@ def _faiss(problem: Problem, check: Any) -> list[Implementation]:
     ]
 
 
-def _torch(problem: Problem, check: Any) -> list[Implementation]:
+def pytorch(problem: Problem, check: Any) -> list[Implementation]:
+    """vector-quantize-pytorch, which returns places and codes."""
     torch, library = measure.torch(), measure.peer("vector_quantize_pytorch")
     codes, features = problem.codes.shape
     layer = library.VectorQuantize(dim=features, codebook_size=codes, use_cosine_sim=True).eval()

@@ -21,11 +21,9 @@ WIDTH = 64
 def cases(options: Any) -> Iterator[Case]:
     """The cases, one after another: scores of the largest take 134 MB."""
     for size in (256, 512) if options.quick else SIZES:
-        random = np.random.default_rng(size)
-        scores, cotangent = random.normal(0, 3, (2, ROWS, size)).astype(np.float32)
-        cotangent /= 3
+        scores, cotangent = drawn(size)
         expected, thresholds = reference(scores)
-        z, g = jnp.asarray(scores), jnp.asarray(cotangent)
+        z = jnp.asarray(scores)
         read = floor.read_seconds(z)
         weights = partial(_close, expected)
         ours = [measure.compiled(OURS, ops.sparsemax, z, check=weights)]
@@ -42,20 +40,35 @@ def cases(options: Any) -> Iterator[Case]:
             ),
             read,
         )
-        slopes = partial(_close, _slopes(expected, cotangent))
-        ours = [measure.compiled(OURS, _both, z, g, check=lambda r, c=slopes: c(r[1]))]
-        yield Case(
-            "sparsemax",
-            f"forward and backward, D = {size}",
-            size,
-            measure.with_peers(ours, partial(_entmax_both, scores, cotangent, slopes)),
-            read,
-        )
+        yield forward_and_backward(scores, cotangent, expected, read)
         settled = partial(_close, thresholds)
         alone = measure.compiled(OURS, ops.sparsemax_threshold, z, check=lambda r, c=settled: c(r[0]))
         goal = 1 / 1.3 if size == max(SIZES) else None
         once = measure.compiled("jax max", lambda z: z.max(axis=-1), z, goal=goal)
         yield Case("sparsemax", f"threshold and support size, D = {size}", size, [alone, once], read)
+
+
+def drawn(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and a cotangent of their weights, both float32 `[ROWS, size]`."""
+    scores, cotangent = np.random.default_rng(size).normal(0, 3, (2, ROWS, size)).astype(np.float32)
+    return scores, cotangent / 3
+
+
+def forward_and_backward(scores: np.ndarray, cotangent: np.ndarray, expected: np.ndarray, read: float | None) -> Case:
+    """The case that needs the derivative by the scores.
+
+    Args:
+      scores: as drawn.
+      cotangent: likewise.
+      expected: the weights by `reference`.
+      read: seconds of one read of the scores, the floor; None where nobody asks.
+    """
+    size = scores.shape[1]
+    slopes = partial(_close, _slopes(expected, cotangent))
+    given = jnp.asarray(scores), jnp.asarray(cotangent)
+    ours = [measure.compiled(OURS, _both, *given, check=lambda r: slopes(r[1]))]
+    peers = measure.with_peers(ours, partial(_entmax_both, scores, cotangent, slopes))
+    return Case("sparsemax", f"forward and backward, D = {size}", size, peers, read)
 
 
 def reference(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -37,15 +37,15 @@ def cases(options: Any) -> Iterator[Case]:
     memory: dict[int, int] = {}
     for size in dense_sizes:
         loss: list[float] = []
-        dense = _ours(f"{OURS}, dense", start, arrays, size, "sampled", check=partial(_note, loss))
+        dense = ours(f"{OURS}, dense", start, arrays, size, "sampled", check=partial(_note, loss))
         memory[size] = dense.memory_bytes
         faster, smaller = GOALS.get(size, (None, None))
         # Batch normalisation has statistics of each chunk there, and of all candidates in the dense step.
         check = partial(_same, loss) if getattr(start.settings.encoder, "norm", "group") == "group" else None
-        support = _ours(f"{OURS}, support", start, arrays, size, "support", check=check, goal=faster)
+        support = ours(f"{OURS}, support", start, arrays, size, "support", check=check, goal=faster)
         if smaller:
             support = support._replace(memory_goal=smaller * memory[size])
-        peers = [partial(_torch, start, size, None if options.quick else 1 / 1.8)] if size == base else []
+        peers = [partial(pytorch, start, size, None if options.quick else 1 / 1.8)] if size == base else []
         name = f"dense and support, {start.source}, D = {size}"
         yield Case(
             "training_step",
@@ -55,19 +55,19 @@ def cases(options: Any) -> Iterator[Case]:
             options.peaks.seconds(_flops(start, size)),
         )
     if largest is not None:
-        support = _ours(f"{OURS}, support", start, arrays, largest, "support", memory_goal=memory[base])
+        support = ours(f"{OURS}, support", start, arrays, largest, "support", memory_goal=memory[base])
         name = f"dense and support, {start.source}, D = {largest}"
         yield Case("training_step", name, largest, [support], options.peaks.seconds(_flops(start, largest)))
     if options.quick or jax.default_backend() != "cpu":
         pair = [
-            _ours(f"{OURS}, {name}", start, arrays, base, candidates, "bfloat16")
+            ours(f"{OURS}, {name}", start, arrays, base, candidates, "bfloat16")
             for name, candidates in (("dense", "sampled"), ("support", "support"))
         ]
         name = f"bfloat16, {start.source}, D = {base}"
         yield Case("training_step", name, base, pair, options.peaks.seconds(_flops(start, base)))
     step_alone, with_refresh = _retrieved(start, arrays, retrieved)
     name = f"retrieved, C = {retrieved} of {len(start.dataset.train)}, against dense D = {base}"
-    peer = partial(_torch, start, base, None if options.quick else 1.2)
+    peer = partial(pytorch, start, base, None if options.quick else 1.2)
     yield Case(
         "training_step",
         name,
@@ -117,9 +117,10 @@ class _Step:
         return jax.device_get(metrics)
 
 
-def _ours(
+def ours(
     name: str, start: Trained, arrays: Any, size: int, candidates: str, precision: str = "float32", **options: Any
 ) -> Implementation:
+    """One step of training that goes on from a trained state, every call from where the last one ended."""
     run = _Step(start, arrays, size, candidates, precision)
     return Implementation(name, run, measure.memory_of(run.program), run.compile_seconds, **options)
 
@@ -142,7 +143,8 @@ def _retrieved(start: Trained, arrays: Any, size: int) -> tuple[Implementation, 
     return alone, alone._replace(name=f"{OURS}, retrieved, with its share of the refresh", extra_seconds=share)
 
 
-def _torch(start: Trained, size: int, goal: float | None) -> list[Implementation]:
+def pytorch(start: Trained, size: int, goal: float | None) -> list[Implementation]:
+    """The dense step in PyTorch."""
     info = start.dataset.info
     run = resnet.step(start.settings, len(info.label_names), info.input_shape, size)
     return [Implementation(f"PyTorch eager, dense, D = {size}", run, goal=goal)]

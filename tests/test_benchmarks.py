@@ -160,3 +160,71 @@ def test_the_readme_has_a_place_for_results():
 
     text = (ROOT / "benchmarks" / "README.md").read_text()
     assert report.BEGIN in text and report.END in text
+
+
+def causes(*arguments):
+    from benchmarks.causes import __main__
+
+    return __main__.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("name", ["blocks", "pages", "layers", "step", "codes"])
+def test_quick_causes_are_measured_without_peers(name, tmp_path, monkeypatch, capsys, compile_fast):
+    from benchmarks.causes import pages
+
+    def in_this_process(command, env, **_):
+        with monkeypatch.context() as patch:
+            patch.setattr("os.environ", env)
+            assert causes(*command[3:]) == 0
+
+    monkeypatch.setattr(pages.subprocess, "run", in_this_process)
+    file = tmp_path / "out" / "rows.json"
+    assert causes(name, "--quick", "--json", file) == 0
+    result = json.loads(file.read_text())
+    assert result["machine"]["threads"] >= 1 and result["rows"]
+    printed = capsys.readouterr().out
+    for key in result["rows"][0]:
+        assert key in printed
+    for row in result["rows"]:
+        if name == "blocks":
+            # No block with support may be left unopened, and no threshold is below the best score less 1.
+            assert 1 <= row["blocks with support"] <= row["bounds above threshold"] <= row["bounds above best - 1"]
+            assert row["support"] >= row["blocks with support"] and 0 < row["best - threshold"] < 1.0001
+        elif name == "layers":
+            assert row["protojax ms, all"] > 0
+        else:
+            assert row["ms"] >= row["fastest ms"] > 0 and row["page faults"] >= 0
+    if name == "pages":
+        assert [row["allocator"] for row in result["rows"]] == ["as it is", "keeps its pages"]
+
+
+def test_a_cause_says_what_it_needs(capsys):
+    assert causes("step") == 1
+    assert "step cannot run here: the step goes on from a trained state: give --run FOLDER" in capsys.readouterr().err
+
+
+def test_the_layers_are_those_of_the_network():
+    from benchmarks import trained
+    from benchmarks.causes import layers
+
+    found = {
+        str(layer): count for layer, count in layers.layers(trained.paper(None, "digits", 1).encoder, 28, 1).items()
+    }
+    assert found == {
+        "28x28x1 to 16, 3x3": 1,
+        "28x28x16 to 16, 3x3": 10,
+        "28x28x16 to 32, 3x3, stride 2": 1,
+        "28x28x16 to 32, 1x1, stride 2": 1,
+        "14x14x32 to 32, 3x3": 9,
+        "14x14x32 to 64, 3x3, stride 2": 1,
+        "14x14x32 to 64, 1x1, stride 2": 1,
+        "7x7x64 to 64, 3x3": 9,
+    }
+
+
+def test_fresh_pages_are_counted():
+    from benchmarks.causes import usage
+
+    # More than glibc ever keeps for the next one; pages may be of 2 MB.
+    (one,) = usage.of_calls(lambda: np.ones(16_000_000, np.float32), 1)
+    assert one.faults >= 30 and one.seconds > 0
