@@ -170,14 +170,21 @@ def causes(*arguments):
 
 @pytest.mark.parametrize("name", ["blocks", "pages", "layers", "step", "codes"])
 def test_quick_causes_are_measured_without_peers(name, tmp_path, monkeypatch, capsys, compile_fast):
+    from benchmarks import training_step
     from benchmarks.causes import pages
+    from benchmarks.measure import Implementation
 
     def in_this_process(command, env, **_):
         with monkeypatch.context() as patch:
             patch.setattr("os.environ", env)
             assert causes(*command[3:]) == 0
 
+    def compiled(name, start, arrays, size, candidates):
+        return Implementation(name, start.state.step.block_until_ready)
+
     monkeypatch.setattr(pages.subprocess, "run", in_this_process)
+    # The step itself is compiled by `test_the_dense_and_the_support_step_agree`, which takes seconds.
+    monkeypatch.setattr(training_step, "ours", compiled)
     file = tmp_path / "out" / "rows.json"
     assert causes(name, "--quick", "--json", file) == 0
     result = json.loads(file.read_text())

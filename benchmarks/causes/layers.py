@@ -104,7 +104,7 @@ def _drawn(layer: Layer, images: int) -> Arrays:
 def _ours(layer: Layer, arrays: Arrays) -> Runs:
     x, w, g = map(jnp.asarray, arrays)
     norm, whole = BatchNorm(), ConvNorm(layer.filters, (layer.kernel,) * 2, layer.stride)
-    of_norm, of_whole = (module.init(jax.random.key(0), a, True) for module, a in ((norm, g), (whole, x)))
+    of_norm, of_whole = (_variables(module, a) for module, a in ((norm, g), (whole, x)))
     half = layer.kernel // 2
 
     def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -132,6 +132,10 @@ def _ours(layer: Layer, arrays: Arrays) -> Runs:
     made[NORM] = (norm_gradients, of_norm, g + 1, g)
     made[WHOLE] = (gradients, of_whole, x, g)
     return {name: measure.compiled(name, *call).run for name, call in made.items()}
+
+
+def _variables(module: nn.Module, inputs: jax.Array) -> Any:
+    return jax.jit(lambda key: module.init(key, inputs, True))(jax.random.key(0))
 
 
 def _pytorch(layer: Layer, arrays: Arrays) -> Runs:
