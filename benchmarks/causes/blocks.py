@@ -20,6 +20,14 @@ from protojax.ops import clusters
 BLOCKS = 8, 16, 32, 64
 """Candidates in a block."""
 
+_COUNTED = (
+    "support",
+    "blocks with support",
+    "bounds above best - 1",
+    "bounds above threshold",
+    "best - threshold",
+)
+
 _TOGETHER = 8
 """Queries whose scores are held at once."""
 
@@ -33,7 +41,8 @@ def rows(options: Any) -> list[dict[str, Any]]:
         scaled = problem.queries / np.float32(problem.keys.shape[1] ** 0.5)
         keys = jnp.asarray(problem.keys)
         index = ops.cluster_index(keys, block)
-        counts = {name: float(np.median(x)) for name, x in _counts(scaled, keys, index, block).items()}
+        medians = (float(np.median(x)) for x in _counts(scaled, keys, index, block))
+        counts = dict(zip(_COUNTED, medians, strict=True))
         radius, length = float(np.median(index.radii)), float(np.median(np.linalg.norm(scaled, axis=1)))
         noise = attention.NOISE * float(np.linalg.norm(problem.keys.std(axis=0)))
         found.append(
@@ -42,6 +51,7 @@ def rows(options: Any) -> list[dict[str, Any]]:
                 "keys of a block": block,
                 "blocks": size // block,
                 **counts,
+                "bounds and keys to read": size // block + block * counts["bounds above threshold"],
                 "length of the query": length,
                 "radius": radius,
                 "length * radius": length * radius,
@@ -52,19 +62,19 @@ def rows(options: Any) -> list[dict[str, Any]]:
 
 
 @partial(jax.jit, static_argnames="block")
-def _counts(scaled: jax.Array, keys: jax.Array, index: ops.ClusterIndex, block: int) -> dict[str, jax.Array]:
-    """What is counted, `[queries]` each."""
+def _counts(scaled: jax.Array, keys: jax.Array, index: ops.ClusterIndex, block: int) -> tuple[jax.Array, ...]:
+    """What `_COUNTED` names, `[queries]` each."""
 
-    def of_query(query: jax.Array) -> dict[str, jax.Array]:
+    def of_query(query: jax.Array) -> tuple[jax.Array, ...]:
         scores = jnp.dot(keys, query, precision=lax.Precision.HIGHEST)
         threshold, support = ops.sparsemax_threshold(scores)
         best, bounds = scores.max(), clusters.bounds(index, query[None])[0]
-        return {
-            "support": support,
-            "blocks with support": (scores.reshape(-1, block).max(axis=1) > threshold).sum(),
-            "bounds above best - 1": (bounds > best - 1).sum(),
-            "bounds above threshold": (bounds > threshold).sum(),
-            "best - threshold": best - threshold,
-        }
+        return (
+            support,
+            (scores.reshape(-1, block).max(axis=1) > threshold).sum(),
+            (bounds > best - 1).sum(),
+            (bounds > threshold).sum(),
+            best - threshold,
+        )
 
     return lax.map(of_query, scaled, batch_size=_TOGETHER)

@@ -39,8 +39,12 @@ def rows(options: Any) -> list[dict[str, Any]]:
         for one in measure.with_peers([ours], peer)[1:]:
             seen |= {(name, what): samples for what, samples in _in_turns(one, ours.run, rounds).items()}
             seen[name, "places and codes, alone again"] = usage.alone(ours.run, rounds)
-    found = [{"case": name, "what": what, **usage.row(samples)} for (name, what), samples in seen.items()]
-    return sorted(found, key=lambda row: row["case"])
+    return [
+        {"case": name, "what": what, **usage.row(samples)}
+        for name, *_ in turns
+        for (case, what), samples in seen.items()
+        if case == name
+    ]
 
 
 def _in_turns(peer: measure.Implementation, ours: Callable[[], Any], rounds: int) -> dict[str, list[usage.Usage]]:
