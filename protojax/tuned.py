@@ -32,7 +32,8 @@ class Start(NamedTuple):
 
 
 def start(settings: FrozenSettings, classes: int, dtype: DTypeLike = jnp.float32) -> Start:
-    """The end that is trained: as published, but for a classifier of zeros, which no class is ahead in.
+    """The end that is trained: as published, but with the classifier of `encoder.head`, or one of zeros, where no class
+    is ahead.
 
     Args:
       settings: the network, and how many of its stages.
@@ -40,7 +41,7 @@ def start(settings: FrozenSettings, classes: int, dtype: DTypeLike = jnp.float32
       dtype: arithmetic of the stages.
 
     Raises:
-      WeightsError: the weights are missing or not those of the network.
+      WeightsError: weights are missing, not those of the network, or those of the head not of so many classes.
       ValueError: the network has fewer stages.
     """
     found = weights.load(settings.weights, settings.network, dtype)
@@ -50,7 +51,8 @@ def start(settings: FrozenSettings, classes: int, dtype: DTypeLike = jnp.float32
         module = module.clone(done=stages_of(module) - settings.tuned_stages)
     image = jax.ShapeDtypeStruct((1, *settings.image_size, 3), jnp.float32)
     made = jax.eval_shape(lambda x: found.module.init_with_output(jax.random.key(0), x), image)[0][1]
-    return _tail(found, Tail(module, settings.tuned_stages), made[layer], with_head=False)
+    classifier = None if settings.head is None else head(settings.head, settings.network, classes).variables
+    return _tail(found, Tail(module, settings.tuned_stages), made[layer], classifier)
 
 
 def head(path: str | Path, network: str, classes: int) -> Start:
@@ -71,7 +73,8 @@ def head(path: str | Path, network: str, classes: int) -> Start:
             "it with method.kind = 'fine_tuning'"
         )
     (width,) = {x.shape[0] for k, x in _flat(found.variables).items() if k[-2:] == ("head", "kernel")}
-    return _tail(found, Tail(found.module), jax.ShapeDtypeStruct((1, 1, 1, width), jnp.float32), with_head=True)
+    own = {name: {_INSIDE: tree} for name, tree in found.variables.items()}
+    return _tail(found, Tail(found.module), jax.ShapeDtypeStruct((1, 1, 1, width), jnp.float32), own)
 
 
 def write(path: str | Path, settings: FrozenSettings, variables: Mapping[str, Any]) -> None:
@@ -89,13 +92,16 @@ def write(path: str | Path, settings: FrozenSettings, variables: Mapping[str, An
     weights.save(path, settings.weights, settings.network, own)
 
 
-def _tail(found: Pretrained, module: Tail, maps: Any, with_head: bool) -> Start:
+def _tail(found: Pretrained, module: Tail, maps: Any, classifier: Mapping[str, Any] | None) -> Start:
     shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), maps)
     published, taken = _flat(found.variables), {}
-    for (collection, inside, *rest), shape in _flat(shapes).items():
-        path = (collection, *rest)
-        is_head = rest[0] == "head" and not with_head
-        taken[collection, inside, *rest] = np.zeros(shape.shape, np.float32) if is_head else published[path]
+    trained = None if classifier is None else _flat(classifier)
+    for path, shape in _flat(shapes).items():
+        collection, _, *rest = path
+        if rest[0] != "head":
+            taken[path] = published[collection, *rest]
+        else:
+            taken[path] = np.zeros(shape.shape, np.float32) if trained is None else trained[path]
     return Start(module, traverse_util.unflatten_dict(taken))
 
 

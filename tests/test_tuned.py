@@ -178,6 +178,18 @@ def test_a_classifier_alone_leaves_the_network_as_it_is(files, with_head):
     assert after["fc.weight"].shape == (2, 32)
 
 
+def test_tuning_starts_from_the_head_that_was_trained(files, with_head):
+    head = str(with_head[0] / "weights.safetensors")
+    own = settings_of(files, FINE_TUNING, {"tuned_stages": 1, "head": head}).encoder
+    module, variables = tuned.start(own, 2)
+    test = frozen.load(settings_of(files, FINE_TUNING, {"tuned_stages": 1})).test
+    maps = np.stack([test[i]["inputs"] for i in range(len(test))])
+    logits, _ = jax.jit(partial(module.apply, train=False))(variables, maps)
+    assert (logits.argmax(axis=1) == test.labels).mean() == with_head[1]["test"]["accuracy"]["encoder"]
+    with pytest.raises(weights.WeightsError, match="has a classifier of 2 classes, and the data set has 3"):
+        tuned.start(own, 3)
+
+
 def test_the_last_stages_are_tuned_from_images_and_from_a_store_alike(files, tmp_path):
     encoder = {"tuned_stages": 1, **VIEWS}
     store = str(tmp_path / "store")
@@ -263,7 +275,11 @@ def test_another_head_makes_another_run(files, with_head, tmp_path):
     ("method", "encoder", "message"),
     [
         (CODES, {"tuned_stages": 1}, "tuned_stages = 1 leaves stages to train, which protoquant does not: set it to 0"),
-        (FINE_TUNING, {"head": "x.safetensors"}, "encoder.head is read by protoquant, and not by fine_tuning"),
+        (
+            {"kind": "encoder"},
+            {"head": "x.safetensors"},
+            "encoder.head is read by protoquant and fine_tuning, and not by encoder",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together(method, encoder, message):

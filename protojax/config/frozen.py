@@ -66,8 +66,9 @@ class FrozenSettings(Section):
     tuned_stages: NonNegativeInt = 0
     """Last stages of the network that `fine_tuning` trains; the features are the map before them."""
     head: str | None = None
-    """Safetensors file of the network with a classifier of this data set, such as a run of `fine_tuning` writes; what
-    it says of the map is reported, and codes can learn from it. Absent: there is none."""
+    """Safetensors file of the network with a classifier of this data set, such as a run of `fine_tuning` writes. Of
+    protoquant, what it says of the map is reported, and codes can learn from it; fine_tuning starts from it. Absent:
+    there is none, and fine_tuning starts from zeros."""
     features: str | None = None
     """Folder of a feature store that `protojax features` wrote; absent: features are computed from images."""
     batch_size: PositiveInt = 64

@@ -175,8 +175,10 @@ class Settings(Section):
                 f"encoder.tuned_stages = {encoder.tuned_stages} leaves stages to train, which {self.method.kind} does "
                 "not: set it to 0, or method.kind = 'fine_tuning'"
             )
-        if encoder.head is not None and self.method.kind != "protoquant":
-            raise ValueError(f"encoder.head is read by protoquant, and not by {self.method.kind}: leave it out")
+        if encoder.head is not None and self.method.kind not in ("protoquant", "fine_tuning"):
+            raise ValueError(
+                f"encoder.head is read by protoquant and fine_tuning, and not by {self.method.kind}: leave it out"
+            )
         if encoder.features is None and self.data.feeding == "streamed" and self.data.workers:
             raise ValueError(
                 "data.workers must be 0 where a frozen encoder computes features: it runs on the devices of this "
