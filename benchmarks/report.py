@@ -23,7 +23,8 @@ _COLUMNS = (
 
 
 def combine(files: Sequence[Path]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The header of the first of some runs, and of every implementation its best median among them.
+    """The header of the first of some runs, and of every implementation its best median among them, of every floor the
+    lowest.
 
     Raises:
       ValueError: a file is not a result of this program.
@@ -36,9 +37,12 @@ def combine(files: Sequence[Path]) -> tuple[dict[str, Any], list[dict[str, Any]]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is not a result of python -m benchmarks --json: {error!r}") from error
     best: dict[tuple, dict[str, Any]] = {}
+    floors: dict[tuple, float] = {}
     for _, rows in runs:
         for row in rows:
             key = row["benchmark"], row["case"], row["implementation"]
+            if floor := row["floor_seconds"]:
+                floors[key[:2]] = min(floor, floors.get(key[:2], floor))
             if key not in best or row["seconds"] < best[key]["seconds"]:
                 best[key] = dict(row)
     combined = list(best.values())
@@ -47,8 +51,8 @@ def combine(files: Sequence[Path]) -> tuple[dict[str, Any], list[dict[str, Any]]
         # The first of a case is the one that ratios refer to.
         first = ours.setdefault((row["benchmark"], row["case"]), row["seconds"])
         row["ratio_to_ours"] = row["seconds"] / first
-        if row["floor_seconds"]:
-            row["ratio_to_floor"] = row["seconds"] / row["floor_seconds"]
+        if floor := floors.get((row["benchmark"], row["case"])):
+            row["ratio_to_floor"] = row["seconds"] / floor
     return runs[0][0], combined
 
 

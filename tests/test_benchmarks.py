@@ -113,14 +113,15 @@ def test_several_runs_are_reported_with_their_best_medians(tmp_path):
     files = []
     for ours, peer in ((1.0, 5.0), (2.0, 3.5)):
         rows = [
-            row("protojax", ours),
-            row("protojax, otherwise", 3 * ours, goal=1.5),
+            row("protojax", ours, floor_seconds=ours / 4),
+            row("protojax, otherwise", 3 * ours, goal=1.5, floor_seconds=ours / 4),
             row("peer", peer, goal=4.0, memory_goal=3e6),
         ]
         files.append(tmp_path / f"{ours}.json")
         files[-1].write_text(json.dumps({"machine": MACHINE, "rows": rows}))
     machine, rows = report.combine(files)
     assert [r["ratio_to_ours"] for r in rows] == [1.0, 3.0, 3.5]
+    assert [r["ratio_to_floor"] for r in rows] == [4.0, 12.0, 14.0]
     text = report.table(machine, rows)
     assert "at most 1.5x: MISSED" in text
     assert "at least 4x: MISSED; at most 3 MB: met" in text
