@@ -11,9 +11,10 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import export, lax
 
-from protojax.ops import clusters, gradient, metrics, sharded, simplex, streamed
+from protojax.ops import clusters, gradient, metrics, sharded, simplex, streamed, tiles
 from protojax.ops.clusters import ClusterIndex
 from protojax.ops.gradient import Cotangents
 from protojax.ops.largest import top_k
@@ -52,7 +53,8 @@ class Attended(NamedTuple):
     threshold: jax.Array
     """float32 `[batch]`: tau of `simplex`; weights recomputed from it are less precise."""
     exact: jax.Array
-    """bool `[batch]`: False only where a number is not finite; every other row is exact to float32 rounding."""
+    """bool `[batch]`: False only where a number is not finite, or one of the query beyond 1e16; every other row is
+    exact to float32 rounding."""
     class_mass: jax.Array | None
     """float32 `[batch, classes]`: the weight of each class; NaN where a label with a weight is not a class."""
     fewest: jax.Array | None
@@ -127,8 +129,13 @@ def attend(
     is_open = export.is_symbolic_dim(batch)
     if is_open:
         # Of a function that is exported for any batch: with these it has as many rows as any choice below asks for.
-        queries = jnp.pad(queries, ((0, _SPARE), (0, 0)))
-        exclude = None if exclude is None else jnp.pad(exclude, (0, _SPARE), constant_values=-1)
+        # They repeat the last query, and are settled where it is; zeros would ask for every candidate.
+        queries = jnp.concatenate([queries, jnp.broadcast_to(queries[-1:], (_SPARE, queries.shape[1]))])
+        if exclude is not None:
+            exclude = jnp.concatenate([exclude, jnp.broadcast_to(exclude[-1:], (_SPARE,))])
+    elif batch == 0:
+        # Of one query, none.
+        queries, exclude = jnp.zeros((1, queries.shape[1])), None
     if execution is None:
         split = mesh is not None and mesh.shape[mesh.axis_names[0]] > 1
         scores = (_OPEN if is_open else batch) * candidates
@@ -139,7 +146,7 @@ def attend(
     rows = next(rows for most, rows in _ROWS if candidates <= most)
     if execution == "dense":
         attended = _dense(queries, keys, values, ids, labels, exclude, **options)
-        return jax.tree.map(lambda x: x[:batch], attended) if is_open else attended
+        return attended if attended.size.shape[0] == batch else jax.tree.map(lambda x: x[:batch], attended)
     plan = Plan(**options, rows=rows, kernel=kernel)
     if execution == "streamed":
         mesh = None
@@ -149,7 +156,7 @@ def attend(
         sharded.check(mesh, candidates, index)
         plan = plan._replace(axis=mesh.axis_names[0])
     attended = _tiled(queries, Candidates(keys, values, ids, labels, 0), exclude, index, plan, mesh)
-    return jax.tree.map(lambda x: x[:batch], attended) if is_open else attended
+    return attended if attended.size.shape[0] == batch else jax.tree.map(lambda x: x[:batch], attended)
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "mesh"))
@@ -164,6 +171,7 @@ def _tiled(
     scaled = queries.astype(jnp.float32) / queries.shape[1] ** 0.5
     solved = _solve(plan, mesh, candidates._replace(first=jnp.int32(0)), Queries(scaled, exclude), index)
     finite = jnp.isfinite(solved.outputs).all(axis=1) & jnp.isfinite(solved.weights).all(axis=1)
+    finite &= (jnp.abs(scaled) < tiles.LARGE).all(axis=1)
     return Attended(
         outputs=solved.outputs,
         ids=solved.ids,
@@ -304,7 +312,15 @@ def _check(queries: jax.Array, keys: jax.Array, values: jax.Array, normalizer: s
 def _integers(name: str, x: jax.Array | None, size: int) -> jax.Array | None:
     if x is None:
         return None
-    x = jnp.asarray(x)
+    if not isinstance(x, jax.Array):
+        # JAX would cut 64 bits to 32 without a word.
+        x = np.asarray(x)
     if x.shape != (size,) or not jnp.issubdtype(x.dtype, jnp.integer):
         raise ValueError(f"{name} must be integers of shape ({size},), got {x.dtype} of shape {x.shape}")
-    return x.astype(jnp.int32)
+    if not np.can_cast(x.dtype, np.int32):
+        if isinstance(x, jax.core.Tracer):
+            raise ValueError(f"{name} must be int32, got {x.dtype}; convert them before")
+        low, high = np.asarray(x).min(initial=0), np.asarray(x).max(initial=0)
+        if low < np.iinfo(np.int32).min or high > np.iinfo(np.int32).max:
+            raise ValueError(f"{name} must fit into int32, got {low} to {high}; number them anew")
+    return jnp.asarray(x, jnp.int32)

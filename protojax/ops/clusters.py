@@ -133,9 +133,11 @@ def _index(keys: jax.Array, rows: int) -> ClusterIndex:
 
 
 def bounds(index: ClusterIndex, scaled: jax.Array) -> jax.Array:
-    """Upper bounds `[batch, blocks]` of the products of queries `[batch, d]` with the keys of every block."""
+    """Upper bounds `[batch, blocks]` of the products of queries `[batch, d]` with the keys of every block; +inf where a
+    key is not finite."""
     near = jnp.einsum("bd,cd->bc", scaled, index.centers, precision=lax.Precision.HIGHEST)
-    return near + jnp.linalg.norm(scaled, axis=1)[:, None] * index.radii[None, :]
+    bounds = near + jnp.linalg.norm(scaled, axis=1)[:, None] * index.radii[None, :]
+    return jnp.where(jnp.isnan(bounds), jnp.inf, bounds)
 
 
 def check(index: ClusterIndex, keys: jax.Array) -> None:

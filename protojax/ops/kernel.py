@@ -1,7 +1,8 @@
 """The pass over all keys as one kernel (Pallas, for GPUs): scores are reduced to the maxima of blocks on the chip.
 
 Without it XLA writes the scores of a tile to memory and reads them back, which for keys of 16 numbers is most of what
-the pass moves. It computes what `streamed` computes by tiles, with +inf for a block that has a key that is not finite.
+the pass moves. It computes what `streamed` computes by tiles, with +inf for a block that has a key that is not finite
+or beyond `tiles.LARGE`.
 """
 
 import functools
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+
+from protojax.ops import tiles
 
 _KEYS, _QUERIES = 128, 64
 """Of one program; their scores are held in registers."""
@@ -48,7 +51,7 @@ def block_maxima(keys: jax.Array, scaled: jax.Array, rows: int, interpret: bool)
         there = (places < count)[:, None]
         own = keys_ref[...].astype(jnp.float32)
         scores = lax.dot_general(own, scaled_ref[...], (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
-        broken = jnp.where(there & ~(jnp.abs(own) < jnp.inf), 1, 0).max(axis=1)
+        broken = jnp.where(there & ~(jnp.abs(own) < tiles.LARGE), 1, 0).max(axis=1)
         # A maximum may pass over NaN.
         bounds = jnp.where(broken[:, None] > 0, jnp.inf, jnp.where(there, scores, -jnp.inf))
         maxima_ref[...] = bounds.reshape(tile // rows, rows, _QUERIES).max(axis=1)

@@ -141,13 +141,13 @@ def _maxima(candidates: Candidates, queries: Queries, plan: Plan) -> jax.Array:
 
 def _maxima_by_tiles(candidates: Candidates, queries: Queries, rows: int) -> jax.Array:
     blocks = tiles.block_count(candidates, rows)
-    # A maximum may pass over NaN; where a key is not finite, the block is to be opened. A product with 0 shows it, in
-    # less time than a look at every number; the barrier hides from XLA that it is 0.
-    nothing = lax.optimization_barrier(jnp.zeros(candidates.keys.shape[1:]))
+    # A maximum may pass over NaN; where a key is not finite, or so large that its products may not be, the block is to
+    # be opened. A product with what makes such a key overflow shows it, in less time than a look at every number.
+    probe = jnp.full(candidates.keys.shape[1:], jnp.finfo(jnp.float32).max / tiles.LARGE)
 
     def body(maxima: jax.Array, tile: Candidates, start: jax.Array) -> jax.Array:
         part = tiles.block_maxima(tiles.scores_of(tile, queries, masked=False), rows)
-        broken = jnp.isnan(tile.keys.astype(jnp.float32) @ nothing).astype(jnp.float32)
+        broken = (~jnp.isfinite(tile.keys.astype(jnp.float32) @ probe)).astype(jnp.float32)
         part = jnp.where(tiles.block_maxima(broken[:, None], rows) > 0, jnp.inf, part)
         return lax.dynamic_update_slice(maxima, part, (start // rows, 0))
 

@@ -71,7 +71,7 @@ def weights(z: jax.Array, root: Root) -> jax.Array:
 def solve(z: jax.Array) -> Root:
     """The root for each row of scores `[..., n]` along the last axis; a row of -inf has low = -1 and size 0."""
     rows = z.reshape(-1, z.shape[-1])
-    root = (_by_chunks if rows.shape[-1] >= _MANY else _by_rows)(rows)
+    root = (_by_rows if rows.shape[-1] < _MANY or rows.shape[0] == 0 else _by_chunks)(rows)
     return Root(*(x.reshape(*z.shape[:-1], 1) for x in root))
 
 
@@ -165,7 +165,7 @@ def _newton(z: jax.Array, top: jax.Array, start: jax.Array) -> Root:
 def _sum_and_count(terms: jax.Array, members: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The sum of `terms` and the number of `members` of each row `[rows, n]`, each `[rows, 1]`, in one read."""
     whole = terms.shape[-1] // _BLOCK * _BLOCK
-    blocks = (terms.shape[0], -1, _BLOCK)
+    blocks = (terms.shape[0], whole // _BLOCK, _BLOCK)
     total, count = _reduce(terms[:, whole:], members[:, whole:])
     if whole:
         totals, counts = _reduce(terms[:, :whole].reshape(blocks), members[:, :whole].reshape(blocks))

@@ -25,6 +25,10 @@ _BLOCKS_AT_ONCE = 1 << 14
 each is then a plain slice, several times faster than a gather."""
 
 
+LARGE = 1e16
+"""Products of numbers below it stay finite; beyond it a score may be NaN though its key and its query are finite."""
+
+
 class Candidates(NamedTuple):
     """The candidates of one device."""
 
@@ -144,6 +148,8 @@ def best_of_blocks(
     highest, chosen = top_k(bounds, min(count + 1, blocks))
     beyond = highest[:, count] if count < blocks else jnp.full((batch,), -jnp.inf)
     scores, places = _scores_of_blocks(candidates, queries, chosen[:, :count], rows)
+    # A NaN with its sign set, such as inf - inf makes on x86, would come last; poison is to be seen.
+    scores = jnp.where(jnp.isnan(scores), jnp.nan, scores)
     more = max(k - scores.shape[1], 0)
     if more:
         scores = jnp.pad(scores, [(0, 0), (0, more)], constant_values=-jnp.inf)

@@ -118,6 +118,9 @@ def test_empty_places_and_the_own_id(execution):
     assert np.isnan(unknown.class_mass).all()
 
 
+BEYOND = np.where(np.arange(20) == 3, 2**31, np.arange(20))
+
+
 def test_bad_input_of_attend():
     arguments = operands()
     index = ops.cluster_index(arguments[1], rows=5)
@@ -127,6 +130,8 @@ def test_bad_input_of_attend():
             r"ids must be integers of shape \(20,\), got int64 of shape \(19,\)|int32 of shape \(19,\)",
             {"ids": np.arange(19)},
         ),
+        (r"ids must fit into int32, got 0 to 2147483648; number them anew", {"ids": BEYOND}),
+        (r"ids must fit into int32, got 0 to 2147483648; number them anew", {"ids": BEYOND.astype(np.uint32)}),
         (r"labels must be integers of shape \(20,\), got float32", {"labels": np.zeros(20, np.float32)}),
         (r"exclude must be integers of shape \(3,\)", {"exclude": np.arange(20)}),
         ("classes were given without the labels", {"classes": 3}),

@@ -34,9 +34,20 @@ def reference(queries, keys, ids, exclude, normalizer):
     return weights
 
 
-@functools.partial(jax.jit, static_argnames=("normalizer", "width", "execution"))
-def attend(queries, keys, values, ids, labels, exclude, normalizer="sparsemax", width=WIDTH, execution="streamed"):
-    options = {"classes": CLASSES, "shares": SHARES, "execution": execution}
+@functools.partial(jax.jit, static_argnames=("normalizer", "width", "execution", "kernel"))
+def attend(
+    queries,
+    keys,
+    values,
+    ids,
+    labels,
+    exclude,
+    normalizer="sparsemax",
+    width=WIDTH,
+    execution="streamed",
+    kernel="xla",
+):
+    options = {"classes": CLASSES, "shares": SHARES, "execution": execution, "kernel": kernel}
     given = {"ids": ids, "labels": labels, "exclude": exclude}
     return ops.attend(queries, keys, values, normalizer=normalizer, width=width, **given, **options)
 
@@ -163,6 +174,38 @@ def test_poison_stays_in_its_row_and_is_told():
     ids[5000] = -1
     found = attend(queries, keys, values, ids, labels, exclude)
     np.testing.assert_array_equal(found.exact, np.arange(BATCH) != 3)
+
+
+NEGATIVE_NAN = np.uint32(0xFFC00000).view(np.float32)
+"""What inf - inf is on x86; a sort puts it before -inf."""
+
+
+@pytest.mark.parametrize("kernel", ["xla", "pallas"])
+@pytest.mark.parametrize("poison", [NEGATIVE_NAN, np.inf, 3e38])
+def test_a_key_that_makes_a_score_nan_is_told(poison, kernel):
+    queries, keys, values, *rest = operands()
+    queries[0] = 10
+    keys[100] = np.where(np.arange(SIZE) % 2, -1, 1) * np.float32(poison)
+    found = attend(queries, keys, values, *rest, kernel=kernel)
+    assert not found.exact[0] and np.isnan(found.outputs[0]).all()
+    index = ops.cluster_index(keys[:9000], rows=8)
+    few = ops.attend(queries[:1], keys[:9000], values[:9000], index=index, execution="streamed")
+    assert not few.exact[0] and np.isnan(few.outputs[0]).all()
+
+
+def test_a_query_whose_products_may_overflow_is_not_called_exact():
+    queries, *rest = operands()
+    queries[2] = 1e17
+    np.testing.assert_array_equal(attend(queries, *rest).exact, np.arange(BATCH) != 2)
+
+
+def test_no_queries_have_no_answers():
+    queries, *rest, exclude = operands()
+    for execution in ("streamed", "dense"):
+        found = attend(queries[:0], *rest, exclude[:0], execution=execution)
+        assert found.outputs.shape == (0, 3) and found.ids.shape == (0, WIDTH) and found.size.shape == (0,)
+    outputs, weights = ops.dense_attend(queries[:0], *rest[:2])
+    assert outputs.shape == (0, 3) and weights.shape == (0, CANDIDATES)
 
 
 def test_bfloat16_is_computed_in_float32():
