@@ -13,8 +13,6 @@ import pytest
 
 from protojax import cli, storage
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 EXPERIMENT = """
 name = "tiny"
 [encoder]
@@ -47,7 +45,7 @@ def experiment(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(experiment, compile_fast, tmp_path_factory):
+def trained(experiment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     assert cli.main(["train", experiment, "--workdir", str(folder)]) == 0
     return folder
@@ -81,9 +79,7 @@ def prototypes(run):
 
 def start(experiment, folder, *overrides, before=()):
     command = [*before, sys.executable, "-m", "protojax.cli", "train", experiment, "--workdir", str(folder), *overrides]
-    # Compiled as here, because what is compiled otherwise rounds otherwise.
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_checkpoint(folder, process, at_least=10):
