@@ -27,9 +27,6 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Of what compiles in less, writing and reading it take as long.
-COMPILED_AGAIN = {"jax_persistent_cache_min_compile_time_secs": 0.1, "jax_persistent_cache_min_entry_size_bytes": -1}
-
 collect_ignore = [
     folder for option, folder in ((DEVICES, "multidevice"), (AS_FOR_USERS, "as_for_users")) if option not in sys.argv
 ]
@@ -38,8 +35,9 @@ collect_ignore = [
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
     """What took long to compile is not compiled again, neither here nor in processes that tests start."""
-    kept = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")), **COMPILED_AGAIN}
-    for name, value in kept.items():
+    kept = str(tmp_path_factory.mktemp("compiled"))
+    options = {"jax_compilation_cache_dir": kept, "jax_persistent_cache_min_compile_time_secs": 0.1}
+    for name, value in options.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
 
