@@ -34,12 +34,12 @@ collect_ignore = [
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-    """What took long to compile is not compiled again, neither here nor in processes that tests start."""
-    kept = str(tmp_path_factory.mktemp("compiled"))
-    options = {"jax_compilation_cache_dir": kept, "jax_persistent_cache_min_compile_time_secs": 0.1}
-    for name, value in options.items():
-        jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)
+    """What took long to compile is not compiled again in this process.
+
+    Processes that work together must not have it: where one reads a program and another compiles it, both wait forever.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -79,7 +80,8 @@ def prototypes(run):
 
 def start(experiment, folder, *overrides, before=()):
     command = [*before, sys.executable, "-m", "protojax.cli", "train", experiment, "--workdir", str(folder), *overrides]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def wait_for_checkpoint(folder, process, at_least=10):
