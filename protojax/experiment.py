@@ -39,7 +39,7 @@ from protojax.methods import Method, Variables
 from protojax.opened import Opened, candidates, check, open_run, preparation, score, split_of, width_of
 
 WEIGHTS = "weights.safetensors"
-"""Where a run of `fine_tuning` leaves the network, for `encoder.weights` and `encoder.head`."""
+"""Where a run leaves its network, if its method says so, for `encoder.weights` and `encoder.head`."""
 
 
 def train_run(settings: Settings, folder: Path, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def train_run(settings: Settings, folder: Path, overwrite: bool = False, quiet: 
         # A run that had nothing left to do keeps the speed it was measured at.
         summary = {**summary, **run.results(folder).get("train", {})}
     opened = open_run(folder, settings, dataset, quiet, trained)
-    if settings.method.kind == "fine_tuning" and jax.process_index() == 0:
+    if opened.method.leaves_weights and jax.process_index() == 0:
         tuned.write(folder / WEIGHTS, settings.encoder, opened.state.variables)
     results = evaluate_run(opened, summary, quiet)
     explain_run(opened, count=settings.explain.count, quiet=quiet)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 
@@ -26,6 +25,9 @@ class Journal:
         quiet: bool = False,
         writes: bool = True,
     ):
+        # It imports PyTorch where that is installed, for seconds that a command without training need not wait.
+        from tensorboardX import SummaryWriter
+
         # One process of several writes for all of them.
         self._path = folder / "metrics.jsonl" if writes else Path(os.devnull)
         _keep_until(self._path, resumed_at)

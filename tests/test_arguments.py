@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from protojax import cli, experiment, values
+from protojax import cli, experiment, run_commands, values
 
 EXPERIMENT = """
 name = "tiny"
@@ -192,5 +192,5 @@ def test_the_report_of_a_method_without_prototypes():
         "prototypes for 50/90/95 %        - / - / -",
         "squared error of decoded pixels  0.25",
     ]
-    assert cli._flat(one) == expected
-    assert [line.replace(" +- 0", "") for line in cli._flat(experiment.spread([one, one]))] == expected
+    assert run_commands.report_lines(one) == expected
+    assert [line.replace(" +- 0", "") for line in run_commands.report_lines(experiment.spread([one, one]))] == expected

@@ -10,8 +10,6 @@ from PIL import Image
 
 from protojax import checkpoint, cli, config, data, experiment, train
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 SYSTEMS = ["prototype_autoencoder", "attention_autoencoder"]
 STEPS = 100
 
@@ -36,7 +34,7 @@ def settings_of(method: str, filters: tuple[int, ...] = (32, 32, 32, 10), **trai
 
 
 @pytest.fixture(scope="module")
-def runs(compile_fast, tmp_path_factory):
+def runs(tmp_path_factory):
     """Folder and results of a short run, by method."""
     done = {}
     with warnings.catch_warnings():

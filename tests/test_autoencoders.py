@@ -10,8 +10,6 @@ from protojax.candidates import CandidateDatabase
 from protojax.methods import attention_autoencoder, prototype_autoencoder
 from protojax.networks import Autoencoder
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 RNG = np.random.default_rng(0)
 SHAPE = (12, 12, 1)
 CLASSES = 3

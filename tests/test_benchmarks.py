@@ -28,7 +28,7 @@ def main(*arguments):
     return __main__.main([str(argument) for argument in arguments])
 
 
-def test_quick_benchmarks_are_exact_and_write_rows_and_plots(tmp_path, capsys, compile_fast):
+def test_quick_benchmarks_are_exact_and_write_rows_and_plots(tmp_path, capsys):
     file = tmp_path / "out" / "rows.json"
     assert main("sparsemax", "attention", "quantize", "database", "feeding", "--quick", "--json", file) == 0
     result = json.loads(file.read_text())
@@ -50,7 +50,7 @@ def test_quick_benchmarks_are_exact_and_write_rows_and_plots(tmp_path, capsys, c
     assert "| sparsemax | forward, D = 256 | protojax |" in printed
 
 
-def test_the_dense_and_the_support_step_agree(compile_fast):
+def test_the_dense_and_the_support_step_agree():
     from benchmarks import floor, measure, training_step
 
     options = argparse.Namespace(quick=True, run=None, peaks=floor.Floor(1e9, 1e9))
@@ -139,7 +139,7 @@ def test_several_runs_are_reported_with_their_best_medians(tmp_path):
         report.combine(files)
 
 
-def test_a_wrong_result_of_ours_fails_the_run(monkeypatch, capsys, compile_fast):
+def test_a_wrong_result_of_ours_fails_the_run(monkeypatch, capsys):
     from benchmarks import sparsemax
 
     monkeypatch.setattr(sparsemax, "_close", lambda expected, found: False)

@@ -16,8 +16,6 @@ from protojax.methods.rematerialise import encode_sparsely
 from protojax.methods.retrieval import relevance
 from protojax.networks.layers import MOMENTUM
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 class Dense(nn.Module):
     """An encoder that compiles in no time, of inputs `[batch, 8, 8, 1]`."""

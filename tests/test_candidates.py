@@ -8,8 +8,6 @@ import pytest
 from protojax import ops
 from protojax.candidates import CandidateDatabase
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def some(n: int = 6, capacity: int | None = None, seed: int = 0) -> CandidateDatabase:
     rng = np.random.default_rng(seed)

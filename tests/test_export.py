@@ -13,8 +13,6 @@ from protojax.data import DataSet, Info
 from protojax.data.source import Examples
 from protojax.opened import Opened, preparation, score
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 WIDTH = 6
 BATCHES = (1, 3, 17)
 
@@ -83,7 +81,7 @@ def a_table():
 
 
 @pytest.fixture(scope="module")
-def exported(compile_fast, tmp_path_factory):
+def exported(tmp_path_factory):
     """Two runs by name, exported, and what a process without protojax gets from them."""
     folder = tmp_path_factory.mktemp("exported")
     digits = data.load(config.DataSettings())

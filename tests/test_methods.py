@@ -9,8 +9,6 @@ from protojax.candidates import CandidateDatabase
 from protojax.methods import encoder, protoattend
 from protojax.methods.method import support_of
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 class Flat(nn.Module):
     """An encoder that a reader can follow: features are the inputs themselves."""

@@ -12,8 +12,6 @@ from protojax import manifest, ondisk, ops, prefetch, storage
 from protojax.candidates import CandidateDatabase
 from protojax.manifest import DatabaseError
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 SHARES = (0.5, 0.9)
 N, D, V, CLASSES = 300, 6, 5, 4
 

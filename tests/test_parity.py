@@ -22,8 +22,6 @@ from protojax.networks.convnext import ConvNeXt  # noqa: E402
 from protojax.networks.resnet50 import BottleneckResNet  # noqa: E402
 from protojax.networks.vit import ViT  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 VIT = partial(ViT, patch=4, width=16, depth=2, heads=2)
 SMALL = {
     "vit_test": VIT,

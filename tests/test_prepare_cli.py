@@ -8,8 +8,6 @@ from PIL import Image
 
 from protojax import cli
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 SETTINGS = """
 name = "tiny"
 [data]

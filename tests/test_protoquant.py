@@ -15,8 +15,6 @@ from protojax.methods import protoquant, pruning
 from protojax.networks import MapEncoder
 from protojax.step import create, train_step
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 RNG = np.random.default_rng(0)
 CLASSES, CODES, SIZE = 3, 10, 6
 MAPS = RNG.normal(size=(8, 2, 3, SIZE)).astype(np.float32)

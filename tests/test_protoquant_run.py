@@ -12,8 +12,6 @@ from PIL import Image
 
 from protojax import cli, codes, concepts, config, experiment, methods, portraits, run, self_portrait
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 TREE = {
     "name": "codes",
     "data": {"augment": {"standardize": False}},

@@ -8,8 +8,6 @@ import pytest
 from protojax import checkpoint, config, data, methods, opened, step, train
 from protojax.data import augment, images
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 MIX = {"mixup": 0.8, "cutmix": 1.0}
 TREE = {
     "name": "tiny",

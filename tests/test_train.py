@@ -8,8 +8,6 @@ from protojax import checkpoint, config, data, step, train
 from protojax.data import images
 from protojax.methods import Method
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 TINY = {
     "name": "tiny",
     "encoder": {"kind": "conv", "filters": [4], "dense": [16], "dropout": 0.1},

@@ -13,7 +13,7 @@ from flax import traverse_util
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from protojax import cli, config, experiment, export, layouts, tuned, weights
+from protojax import config, experiment, export, layouts, run_commands, tuned, weights
 from protojax.data import DataError, frozen, prepare
 from protojax.networks import backbones
 from protojax.networks.backbones import HALF, IMAGENET, Backbone, Tail, layer_before
@@ -21,8 +21,6 @@ from protojax.networks.convnext import ConvNeXt
 from protojax.networks.efficientnet_lite import EfficientNetLite, Stage
 from protojax.networks.resnet50 import BottleneckResNet
 from protojax.networks.vit import ViT
-
-pytestmark = pytest.mark.usefixtures("compile_fast")
 
 NETWORKS = {
     "resnet50": (partial(BottleneckResNet, depths=(1, 1), filters=4), layouts.RESNET),
@@ -239,7 +237,7 @@ def test_the_frozen_and_the_quantised_head_are_reported(files, with_head, tmp_pa
     assert results["test"]["heads"] == pytest.approx(expected)
     # The same network, the same head: what the run that trained it has measured.
     assert results["test"]["accuracy"]["encoder"] == with_head[1]["test"]["accuracy"]["encoder"]
-    shown = cli._flat(results["test"])
+    shown = run_commands.report_lines(results["test"])
     assert f"accuracy of the quantised head   {results['test']['heads']['quantised_head']:.4g}" in shown
     first = json.loads((tmp_path / "codes" / "metrics.jsonl").read_text().splitlines()[0])
     assert "loss_task" in first

@@ -11,8 +11,6 @@ from protojax import config, contrast, data, database, methods, readable, step, 
 from protojax.opened import Opened, preparation, score
 from protojax.whatif import Edits
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 WIDTH = 8
 
 
@@ -38,7 +36,7 @@ def opened_with(**method):
 
 
 @pytest.fixture(scope="module")
-def opened(compile_fast):
+def opened():
     return opened_with()
 
 
@@ -155,7 +153,7 @@ def test_some_decisions_alone(opened, used):
         assert decision["after"]["confidence"] == pytest.approx(whole[decision["id"]]["after"]["confidence"], abs=1e-5)
 
 
-def test_with_softmax_every_decision_is_computed_anew(compile_fast):
+def test_with_softmax_every_decision_is_computed_anew():
     opened = opened_with(normalizer="softmax")
     removed = int(opened.memory.ids[7])
     ids = opened.dataset.test.ids[:20].tolist()

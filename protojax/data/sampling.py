@@ -13,15 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+
+from protojax.data.permutation import hashed, mix, permute
 
 MAX_EXAMPLES = 2**30
 """Most examples of a split, and of a batch, for which the arithmetic stays within uint32."""
 MAX_STEPS = 2**31
 """Steps are below this: the step of a training state is an int32."""
-
-_ROUNDS = 12
-"""Even; fewer leave permutations of less than 10 examples visibly uneven."""
 
 Array = Any
 """A NumPy array, or a JAX array where the step is one."""
@@ -138,7 +136,7 @@ def batch_indices(sampler: Sampler, step: Any) -> Array:
     offsets = offsets[group] + place
     sizes = sizes[group]
     epochs = epochs[group] + offsets // sizes
-    within = _permute(xp, offsets % sizes, epochs, sizes, _keys(sampler, "batch", group))
+    within = permute(xp, offsets % sizes, epochs, sizes, _keys(sampler, "batch", group))
     return _viewed(xp, sampler, "batch", step, _members(xp, sampler, group, within))
 
 
@@ -158,7 +156,7 @@ def candidate_indices(sampler: Sampler, step: Any) -> Array:
     xp, step = _uint32(step)
     group, place = _rows([g.candidates for g in sampler.groups])
     sizes = _column([g.size for g in sampler.groups])[group]
-    within = _permute(xp, place, step, sizes, _keys(sampler, "candidates", group))
+    within = permute(xp, place, step, sizes, _keys(sampler, "candidates", group))
     return _viewed(xp, sampler, "candidates", step, _members(xp, sampler, group, within))
 
 
@@ -234,7 +232,7 @@ def _viewed(xp: Any, sampler: Sampler, stream: str, step: Array, places: Array) 
     if not sampler.views:
         return places
     keys = _keys(sampler, f"{stream} views", np.zeros(1, np.int64))
-    drawn = _hash(places.astype(np.uint32), _mix(step ^ keys[0]) ^ keys[1]) % np.uint32(sampler.views)
+    drawn = hashed(places.astype(np.uint32), mix(step ^ keys[0]) ^ keys[1]) % np.uint32(sampler.views)
     return places + (drawn.astype(np.int32) + np.int32(1)) * np.int32(sampler.n)
 
 
@@ -260,59 +258,3 @@ def _keys(sampler: Sampler, stream: str, group: np.ndarray) -> np.ndarray:
     names = [f"{sampler.seed} {stream} {i}" for i in range(len(sampler.groups))]
     digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
     return np.frombuffer(digests, "<u4").reshape(-1, 2)[group].T
-
-
-def _permute(xp: Any, x: Array, tweak: Array, sizes: np.ndarray, keys: np.ndarray) -> Array:
-    """The images of x under the permutations of `range(size)` that (keys, tweak) select.
-
-    A Feistel network over a rectangle of left x right >= size cells that is as square as possible; what falls on one of
-    the few spare cells is permuted again, until it does not (Black and Rogaway 2002, "Ciphers with arbitrary finite
-    domains").
-    """
-    # One side is even, as a rectangle of odd sides has even permutations only.
-    left_sizes = 2 * np.ceil(np.sqrt(sizes.astype(np.float64)) / 2).astype(np.uint32)
-    right_sizes = (sizes + left_sizes - 1) // left_sizes
-    base = _mix(tweak ^ keys[0]) ^ keys[1]
-
-    def two_rounds(i: Any, sides: tuple[Array, Array]) -> tuple[Array, Array]:
-        left, right = sides
-        key = base + np.uint32(2) * i
-        left = (left + _hash(right, key) % left_sizes) % left_sizes
-        right = (right + _hash(left, key + np.uint32(1)) % right_sizes) % right_sizes
-        return left, right
-
-    def once(x: Array) -> Array:
-        sides = x // right_sizes, x % right_sizes
-        if xp is jnp:
-            left, right = lax.fori_loop(np.uint32(0), np.uint32(_ROUNDS // 2), two_rounds, sides)
-        else:
-            for i in range(_ROUNDS // 2):
-                sides = two_rounds(np.uint32(i), sides)
-            left, right = sides
-        return left * right_sizes + right
-
-    def outside(x: Array) -> Array:
-        return (x >= sizes).any()
-
-    def again(x: Array) -> Array:
-        return xp.where(x >= sizes, once(x), x)
-
-    x = once(x)
-    if xp is jnp:
-        return lax.while_loop(outside, again, x)
-    while outside(x):
-        x = again(x)
-    return x
-
-
-def _hash(x: Array, key: Array) -> Array:
-    # Two mixers, as keys here differ in their low bits only.
-    return _mix(x + _mix(key))
-
-
-def _mix(x: Array) -> Array:
-    """A bijection of uint32 in which every bit of the input changes every bit of the output about half of the time."""
-    # Constants by C. Wellons, "Prospecting for Hash Functions" (2018).
-    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
-    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
-    return x ^ (x >> np.uint32(16))

@@ -42,4 +42,4 @@ def build(network: Tail, start: dict[str, Any]) -> Method:
         logits, _ = network.apply(variables, batch["inputs"], train=False)
         return without_support(logits, width)
 
-    return Method(init, loss, encode, predict, soft_labels=True)
+    return Method(init, loss, encode, predict, soft_labels=True, leaves_weights=True)

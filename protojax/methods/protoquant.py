@@ -36,12 +36,9 @@ from jax.sharding import PartitionSpec
 from protojax import ops, sharding
 from protojax.candidates import CandidateDatabase
 from protojax.config import ProtoQuantSettings
-from protojax.methods import pruning
+from protojax.methods import patches, pruning
 from protojax.methods.method import SHARES, Batch, Method, Prediction, Stage, Variables, support_of, target_of
 from protojax.methods.pruning import BOOK
-
-NEAREST = 8
-"""Training patches kept for every code."""
 
 SHOWN = 8
 """Codes of a decision that `views` maps."""
@@ -207,14 +204,10 @@ def build(
         return variables
 
     def encode(variables: Variables, inputs: jax.Array) -> dict[str, jax.Array]:
-        _, maps = features(variables, inputs)
-        directions = maps.reshape(len(maps), -1, maps.shape[-1])
-        similarity, place = ops.most_similar(directions, variables["params"]["codes"])
-        grid = jnp.broadcast_to(jnp.array(maps.shape[1:3], jnp.int32), (len(maps), 2))
-        return {"similarity": similarity, "place": place, "grid": grid}
+        return patches.most_similar(features(variables, inputs)[1], variables["params"]["codes"])
 
     def memory(variables: Variables, database: CandidateDatabase) -> CandidateDatabase:
-        return nearest_patches(database)
+        return patches.nearest(database)
 
     def decide(variables: Variables, inputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Logits, those of the frozen head, shares of codes in the decision `[batch, codes]`, and the maps."""
@@ -293,29 +286,6 @@ def stages_of(settings: ProtoQuantSettings) -> tuple[Stage, ...]:
     if settings.prune_at is not None:
         stages.append(Stage("pruned", settings.prune_at, ("weights", "codes")))
     return tuple(stages)
-
-
-def nearest_patches(database: CandidateDatabase) -> CandidateDatabase:
-    """The codes as what decisions lean on: each stands for the training example with the patch most like it.
-
-    Args:
-      database: encoded training examples: of each the highest `similarity` `[examples, codes]` of a patch to every
-        code, the `place` of that patch, row by row, and the `grid` `[examples, 2]` of the map.
-
-    Returns:
-      ids and labels `[codes]` of those examples (one may stand for several codes), and of each code its NEAREST
-      training patches: `ids`, `labels` and `similarities` `[codes, NEAREST]`, and `boxes` `[codes, NEAREST, 4]`: top,
-      left, bottom and right as shares of height and width.
-    """
-    made = database.embeddings
-    similarity = jnp.where(database.ids[:, None] >= 0, made["similarity"], -jnp.inf).T
-    similarities, rows = ops.top_k(similarity, min(NEAREST, similarity.shape[1]))
-    place = jnp.take_along_axis(made["place"].T, rows, axis=1)
-    height, width = (made["grid"][rows, axis].astype(jnp.float32) for axis in (0, 1))
-    row, column = place // made["grid"][rows, 1], place % made["grid"][rows, 1]
-    boxes = jnp.stack([row / height, column / width, (row + 1) / height, (column + 1) / width], axis=-1)
-    nearest = {"ids": database.ids[rows], "labels": database.labels[rows], "boxes": boxes, "similarities": similarities}
-    return CandidateDatabase(nearest["ids"][:, 0], nearest["labels"][:, 0], nearest, encoder=database.encoder)
 
 
 def _accuracy(logits: jax.Array, label: jax.Array) -> jax.Array:

@@ -6,8 +6,6 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from protojax.data import augment, crops, trivial
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 IDS = np.array([7, 3, 11, 5], np.int32)
 
 

@@ -20,8 +20,6 @@ from protojax.networks import backbones
 from protojax.networks.backbones import IMAGENET, Backbone
 from protojax.networks.resnet50 import BottleneckResNet
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 @pytest.fixture(scope="module", autouse=True)
 def small():

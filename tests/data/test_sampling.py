@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from protojax.data import sampling
+from protojax.data import permutation, sampling
 
 SIZES = [1, 2, 3, 4, 5, 7, 16, 17, 1797, 60000]
 LAST = sampling.MAX_STEPS - 1
@@ -72,7 +72,7 @@ def test_all_orders_of_few_examples_are_equally_likely(n):
     sampler = sampling.sampler(n, n, 0, 5)
     keys = sampling._keys(sampler, "batch", np.zeros(1, np.int64))
     places, sizes = np.arange(n, dtype=np.uint32)[None], np.array([[n]], np.uint32)
-    drawn = sampling._permute(np, places, epochs, sizes, keys[:, None])
+    drawn = permutation.permute(np, places, epochs, sizes, keys[:, None])
     np.testing.assert_array_equal(drawn[3], sampling.batch_indices(sampler, 3))
     _, counts = np.unique(drawn, axis=0, return_counts=True)
     assert len(counts) == len(orders)

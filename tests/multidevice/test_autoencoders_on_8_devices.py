@@ -11,8 +11,6 @@ from jax.sharding import AxisType, Mesh
 
 from protojax import config, data, optimizer, sharding, step
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 METHODS = ["prototype_autoencoder", "attention_autoencoder"]
 
 

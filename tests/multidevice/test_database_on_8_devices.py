@@ -111,7 +111,6 @@ def test_files_are_read_to_their_devices(tmp_path, monkeypatch):
     assert_equal(storage.load(tmp_path / "again", None), loaded)
 
 
-@pytest.mark.usefixtures("compile_fast")
 @pytest.mark.parametrize("normalizer", ["sparsemax", "softmax"])
 def test_shards_are_solved_by_all_devices(tmp_path, monkeypatch, normalizer):
     monkeypatch.setattr(manifest, "ROWS", 300)

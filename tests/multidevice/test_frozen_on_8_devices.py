@@ -4,7 +4,6 @@ from functools import partial
 
 import jax
 import numpy as np
-import pytest
 from flax import traverse_util
 from safetensors.numpy import save_file
 
@@ -13,8 +12,6 @@ from protojax.data import frozen, loading
 from protojax.networks import backbones
 from protojax.networks.backbones import IMAGENET, Backbone
 from protojax.networks.resnet50 import BottleneckResNet
-
-pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def test_the_batch_is_split_over_the_devices(tmp_path, monkeypatch):

@@ -10,8 +10,6 @@ from jax.sharding import AxisType, Mesh
 
 from protojax import config, data, optimizer, sharding, train
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def settings_with(norm="batch", feeding="resident", parallel="jit", candidates="sampled"):
     return config.from_tree(

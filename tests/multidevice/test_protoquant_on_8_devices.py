@@ -10,8 +10,6 @@ from jax.sharding import AxisType, Mesh
 
 from protojax import config, data, methods, optimizer, sharding, train
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 class Patches(nn.Module):
     """Windows of 2x2 pixels and where they stand as a frozen map, and a head on the sum: no two patches are alike."""

@@ -10,8 +10,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from protojax import ops
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 CANDIDATES, BATCH, SIZE = 16384, 12, 8
 
 

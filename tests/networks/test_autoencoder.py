@@ -5,8 +5,6 @@ import pytest
 
 from protojax.networks import Autoencoder
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 RNG = np.random.default_rng(0)
 
 

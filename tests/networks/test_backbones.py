@@ -13,8 +13,6 @@ from protojax.networks.efficientnet_lite import EfficientNetLite, Stage
 from protojax.networks.resnet50 import BottleneckResNet
 from protojax.networks.vit import ViT
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 PARAMETERS = {
     "deit_small": 22_050_664,
     "vit_base": 86_567_656,

@@ -5,8 +5,6 @@ import pytest
 from protojax import networks
 from protojax.config import ConvSettings
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 # Convolution 3x3xIxO and 2 O of normalisation; dense I x O + O and 2 O of layer normalisation.
 @pytest.mark.parametrize(

@@ -8,8 +8,6 @@ from jax import lax
 from protojax.networks import convolution
 from protojax.networks.convolution import conv_general_dilated
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 NUMBERS = {1: ("NHC", "HIO", "NHC"), 2: ("NHWC", "HWIO", "NHWC")}
 
 

@@ -11,8 +11,6 @@ import pytest
 from protojax import networks
 from protojax.config import ConvSettings, LSTMSettings, ProtoAttendSettings, ResNetSettings, VDCNNSettings
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 BATCH = 8
 SHARDS = 4
 

@@ -6,8 +6,6 @@ import pytest
 
 from protojax.networks import layers
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 SHARDS = 4
 
 

@@ -7,8 +7,6 @@ from protojax import networks
 from protojax.config import ResNetSettings
 from protojax.networks.resnet import Block
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def _shapes(settings, *image):
     network = networks.build(settings)

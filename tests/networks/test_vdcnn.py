@@ -8,8 +8,6 @@ import pytest
 from protojax import networks
 from protojax.config import VDCNNSettings
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 SMALL = VDCNNSettings(embedding=4, stem=8, filters=(8, 8, 12, 12), k_max=3, dense=(16,))
 
 

@@ -7,8 +7,6 @@ import pytest
 from protojax import ops
 from protojax.ops import clusters
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 CANDIDATES, SIZE, ROWS = 8192, 6, 16
 
 

@@ -7,8 +7,6 @@ import pytest
 
 from protojax import ops
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 RNG = np.random.default_rng(0)
 VECTORS = RNG.normal(size=(30, 4)).astype(np.float32)
 CODES = RNG.normal(size=(7, 4)).astype(np.float32)

@@ -10,8 +10,6 @@ import pytest
 from protojax import ops
 from protojax.ops import metrics
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 # Two whole tiles and a rest that does not divide into blocks.
 BATCH, CANDIDATES, SIZE, WIDTH, CLASSES, SHARES = 12, 9001, 8, 40, 4, (0.5, 0.9, 0.95)
 
