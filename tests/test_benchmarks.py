@@ -170,7 +170,7 @@ def causes(*arguments):
 
 
 @pytest.mark.parametrize("name", ["blocks", "pages", "layers", "step", "codes"])
-def test_quick_causes_are_measured_without_peers(name, tmp_path, monkeypatch, capsys, compile_fast):
+def test_quick_causes_are_measured_without_peers(name, tmp_path, monkeypatch, capsys):
     from benchmarks import training_step
     from benchmarks.causes import pages
     from benchmarks.measure import Implementation

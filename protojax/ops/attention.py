@@ -80,7 +80,8 @@ def attend(
 ) -> Attended:
     """Attention over all candidates, of which the `width` heaviest are listed.
 
-    A query without any candidate gets outputs of 0, an empty list and a size of 0.
+    A query without any candidate gets outputs of 0, an empty list and a size of 0. Give queries as a batch: under
+    `jax.vmap` over single ones every row pays for what any row needs.
 
     Args:
       queries: floating `[batch, d]`.
