@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from protojax import ops
 from protojax.ops import metrics
@@ -195,6 +196,19 @@ def test_a_query_whose_products_may_overflow_is_not_called_exact():
     queries, *rest = operands()
     queries[2] = 1e17
     np.testing.assert_array_equal(attend(queries, *rest).exact, np.arange(BATCH) != 2)
+
+
+def test_exported_for_any_batch_the_answers_are_the_same():
+    queries, *rest, exclude = operands()
+    (batch,) = export.symbolic_shape("b")
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in rest]
+    asked = jax.ShapeDtypeStruct((batch, SIZE), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)
+    exported = export.export(attend)(asked[0], *shapes, asked[1])
+    for n in (1, 5):
+        found, expected = exported.call(queries[:n], *rest, exclude[:n]), attend(queries[:n], *rest, exclude[:n])
+        np.testing.assert_array_equal(found.ids, expected.ids)
+        np.testing.assert_allclose(found.outputs, expected.outputs, atol=1e-6)
+        assert np.asarray(found.exact).all() and found.size.shape == (n,)
 
 
 def test_no_queries_have_no_answers():
