@@ -29,7 +29,7 @@ _DENSE = 1 << 14
 _DENSE_SCORES = 1 << 22
 """Of all queries together, at most, for the memory they take."""
 
-_SPARE, _OPEN = 31, 256
+_SPARE, _OPEN = tiles.ROWS_AT_ONCE - 1, 256
 """Rows added to a batch of unknown size (`jax.export`), and how many it is taken for where the execution is chosen."""
 
 _ROWS = (1 << 17, 32), (1 << 18, 64), (float("inf"), 128)

@@ -20,6 +20,9 @@ _TILE = 4096
 _FLOATS_AT_ONCE = 1 << 17
 """Floats of scattered values held at once."""
 
+ROWS_AT_ONCE = 32
+"""Queries whose scattered values are held at once, at most."""
+
 _BLOCKS_AT_ONCE = 1 << 14
 """Scattered blocks read at once where many small reads would leave an accelerator idle. A CPU takes them one by one:
 each is then a plain slice, several times faster than a gather."""
@@ -198,5 +201,5 @@ def mean_of_values(values: jax.Array, weights: jax.Array, places: jax.Array) -> 
         own = values[row[1]].astype(jnp.float32)
         return jnp.einsum("k,kv->v", row[0], own, precision=lax.Precision.HIGHEST)
 
-    at_once = max(_FLOATS_AT_ONCE // (weights.shape[1] * values.shape[1]), 1)
+    at_once = min(max(_FLOATS_AT_ONCE // (weights.shape[1] * values.shape[1]), 1), ROWS_AT_ONCE)
     return lax.map(of_row, (weights, places), batch_size=at_once)
