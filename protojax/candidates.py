@@ -39,6 +39,9 @@ class CandidateDatabase:
     encoder: jax.Array | None = None
     """uint8 `[32]`, the SHA-256 of the parameters that encoded the examples; None where nobody said. A leaf, so that
     another encoder compiles nothing."""
+    mesh: Mesh | None = struct.field(pytree_node=False, default=None)
+    """Over whose first axis the places are split; None where every device that is asked holds all of them. Not a leaf:
+    inside `jax.jit` nothing else tells where they lie, and attention goes about it by that."""
 
     @property
     def capacity(self) -> int:
@@ -180,11 +183,17 @@ class CandidateDatabase:
 
     def split(self, mesh: Mesh) -> "CandidateDatabase":
         """Splits the places evenly over the devices of a mesh; empty ones fill the capacity up."""
-        step = mesh.size * self.rows_a_block
-        grown = self.grow(-(-self.capacity // step) * step)
+        # Another mesh may divide the capacity in other parts.
+        own = self if self.mesh in (None, mesh) else self.whole()
+        step = mesh.size * own.rows_a_block
+        grown = own.grow(-(-own.capacity // step) * step)
         rows = sharding.split(sharding.to_host((grown.ids, grown.labels, grown.embeddings)), mesh)
         few = jax.device_put(sharding.to_host((grown.clusters, grown.encoder)), sharding.replicated(mesh))
-        return CandidateDatabase(*rows, *few)
+        return CandidateDatabase(*rows, *few, mesh=mesh)
+
+    def whole(self) -> "CandidateDatabase":
+        """The same places on one device; where several processes share them, all must call it, and each gets all."""
+        return jax.tree.map(jnp.asarray, sharding.to_host(self)).replace(mesh=None)
 
     def _indexed(self, rows: int) -> "CandidateDatabase":
         return self.replace(clusters=ops.cluster_index(_keys(self.embeddings), rows))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from protojax import checkpoint, edits, manifest, resumable, sharding, storage
@@ -195,8 +196,11 @@ def load_or_build(
     transform: Transform,
     batch_size: int,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> CandidateDatabase:
     """The database in `folder`, edited or not; built first where none of these variables and examples stands there.
+
+    Where a mesh is given, rows are split over it, as in `storage.load`.
 
     Raises:
       DatabaseError: it is damaged, or edited and of other variables or examples.
@@ -210,7 +214,7 @@ def load_or_build(
     if not is_built:
         build_into(folder, method, variables, source, indices, transform, batch_size, progress)
     with sharding.together():
-        return storage.load(folder, checkpoint.digest(variables))
+        return storage.load(folder, checkpoint.digest(variables), mesh)
 
 
 def stamp(variables: Variables, ids: np.ndarray) -> str:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from protojax import database, ops, sharding
 from protojax.candidates import CandidateDatabase
@@ -77,7 +78,7 @@ def score(
     Args:
       method: the system; `predict` is compiled once for one method, transform, width and set of shapes.
       variables: its trained variables.
-      memory: the database.
+      memory: the database; split over the devices where it is not yet and decisions lean on it.
       source: the split.
       transform: preparation of the inputs on the device; it may shift them (rotation).
       batch_size: examples scored together.
@@ -95,7 +96,7 @@ def score(
         )
     if len(source) == 0:
         raise ValueError("the split to score has no examples")
-    predict = partial(_predict, method, transform, width, *sharding.everywhere((variables, memory)))
+    predict = partial(_predict, method, transform, width, sharding.everywhere(variables), _placed(method, memory))
     ids, labels, predicted = database.over(source, np.arange(len(source)), batch_size, predict, "score", progress)
     scored = Scored(ids, labels, *predicted)
     numbers = [x for x in (scored.scores, scored.encoder_scores, scored.confidence[:, None]) if x is not None]
@@ -110,6 +111,19 @@ def score(
     if low < -_ROUNDING or high > 1 + _ROUNDING:
         raise ValueError(f"confidence must be in [0, 1], but the method gave {low:g} to {high:g}")
     return scored._replace(confidence=np.clip(scored.confidence, 0, 1))
+
+
+def mesh_of(method: Method) -> Mesh | None:
+    """The devices over which what a method leans on is split: all, where that is a database; None where every one
+    holds it, because it is small or there is one device."""
+    mesh = sharding.mesh()
+    return mesh if mesh.size > 1 and method.leans_on is not None else None
+
+
+def _placed(method: Method, memory: CandidateDatabase) -> CandidateDatabase:
+    if (mesh := mesh_of(method)) is None:
+        return sharding.everywhere(memory.replace(mesh=None))
+    return memory if memory.mesh == mesh else memory.split(mesh)
 
 
 @partial(jax.jit, static_argnames=("method", "transform", "width"))

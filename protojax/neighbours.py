@@ -80,8 +80,7 @@ def judge(
         raise ValueError(f"evaluate.neighbours = {k}, but the database holds {n} candidates: choose 1 to {n}")
     if calibration.count == 0 or len(test.ids) == 0:
         raise ValueError(f"got {calibration.count} calibration and {len(test.ids)} test examples: give both")
-    # An empty place is nobody's neighbour.
-    training, calibration = training.compact(), calibration.compact()
+    training, calibration = _examples(training), _examples(calibration)
     shared = np.intersect1d(calibration.ids, test.ids)
     if len(shared):
         raise ValueError(f"{len(shared)} test examples are also calibration examples, first ids {shared[:10].tolist()}")
@@ -132,6 +131,11 @@ def results(judged: Judged, test: CandidateDatabase, k: int, scored: Scored) -> 
             "neighbours_credibility": evaluate.coverage(judged.credibility, correct),
         },
     }
+
+
+def _examples(encoded: CandidateDatabase) -> CandidateDatabase:
+    """Without empty places, which are nobody's neighbours; whole devices and blocks of an index would keep some."""
+    return encoded.whole().replace(clusters=None).compact()
 
 
 def _votes(

@@ -113,6 +113,7 @@ def open_run(
         transform,
         settings.evaluate.batch_size,
         progress=not quiet,
+        mesh=evaluate.mesh_of(method),
     )
     return Opened(folder, settings, dataset, method, state, method.memory(state.variables, memory), transform)
 

@@ -157,8 +157,15 @@ def load(folder: str | Path, parameters_sha256: str | None, mesh: Mesh | None = 
     if clusters is not None:
         more = capacity // rows_a_block - blocks
         few = (jax.tree.map(lambda x: np.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1)), clusters), few[1])
-    few = jax.tree.map(jnp.asarray, few) if mesh is None else jax.device_put(few, sharding.replicated(mesh))
-    return CandidateDatabase(**tree, clusters=few[0], encoder=few[1])
+
+    def place_whole(x: np.ndarray) -> jax.Array:
+        if mesh is None:
+            return jnp.asarray(x)
+        # Unlike jax.device_put, this asks nothing of other processes, one of which may have failed.
+        return jax.make_array_from_callback(x.shape, sharding.replicated(mesh), lambda index: x[index])
+
+    few = jax.tree.map(place_whole, few)
+    return CandidateDatabase(**tree, clusters=few[0], encoder=few[1], mesh=mesh)
 
 
 def save(

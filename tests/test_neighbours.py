@@ -145,3 +145,11 @@ def test_the_method_is_compared_on_the_same_examples():
     assert curves["neighbours_credibility"]["share"][at] == 0.0
     with pytest.raises(ValueError, match="example 201 was judged by its neighbours but not scored"):
         neighbours.results(judged, test, 3, scored_of([200, 202, 203], [0] * 3, [0] * 3, [0.5] * 3))
+
+
+def test_the_empty_places_of_an_index_are_nobodys_neighbours():
+    training, calibration, test = examples(20, 0, 0), examples(25, 100, 1), examples(30, 200, 2)
+    expected = neighbours.judge(training, calibration, test, 15, 3)
+    found = neighbours.judge(training.index(16), calibration, test, 15, 3)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -169,6 +169,7 @@ def build(
             exclude=batch["id"],
             shares=SHARES,
             index=memory.clusters,
+            mesh=memory.mesh,
         )
         return Prediction(
             scores=nn.softmax(network.apply(variables, attended.outputs, method="decide")),

@@ -97,7 +97,8 @@ def attend(
       index: of these very keys; it saves time and never changes a result.
       execution: dense computes all scores at once; streamed goes over tiles of the candidates, so that nothing of size
         `[batch, candidates]` exists; sharded does so on every device for the candidates that lie there. None chooses.
-      mesh: for sharded: candidates are split along its first axis. Where None, it is that of concrete keys.
+      mesh: for sharded: candidates are split along its first axis. Where None, it is that of concrete keys; inside
+        `jax.jit` keys do not tell where they lie.
       kernel: what makes the pass over all keys of streamed and sharded sparsemax. pallas is meant for GPUs, where it
         has not been measured yet; elsewhere it is interpreted, which is slow.
 
