@@ -57,7 +57,7 @@ def attend(
       size of softmax counts weights that are not 0 within their shard.
 
     Raises:
-      DatabaseError: a file is missing or damaged.
+      DatabaseError: a file is missing or damaged, or an id stands there twice.
       ValueError: queries are not finite or do not fit the keys, or another argument does not fit, as in `ops.attend`.
     """
     queries = jnp.asarray(queries, jnp.float32)
@@ -69,6 +69,8 @@ def attend(
     for name in ("keys", "values"):
         if len(named.get(("embeddings", name), ())) != 1:
             raise ValueError(f"attention needs embeddings[{name!r}] `[candidates, size]`; {stored.folder} has none")
+    # Read and checked once for one `stored`.
+    _ = stored.ids
     exclude = None if exclude is None else np.asarray(exclude)
     merge = {"sparsemax": _sparsemax, "softmax": _softmax}.get(normalizer)
     if merge is None:
