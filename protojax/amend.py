@@ -36,11 +36,13 @@ def relabel(folder: str | Path, ids: Sequence[int], label: int | Sequence[int]) 
 
     Raises:
       DatabaseError: as `remove`.
-      ValueError: an id is not in the database, or repeated, or a label is negative; nothing is changed.
+      ValueError: an id is not in the database, or repeated, or a label is negative or the one that the example has;
+        nothing is changed.
     """
     ids, stored = edits.integers(ids, "ids"), storage.editable(folder)
     labels = edits.labels_for(label, ids)
     places = edits.places_of(ids, stored.ids)
+    edits.check_changes(ids, stored.whole("labels")[places], labels)
     _rewrite(stored, places, {"labels": labels}, _edit("relabel", ids, np.atleast_1d(label)))
 
 
