@@ -25,8 +25,8 @@ def remove(folder: str | Path, ids: Sequence[int]) -> None:
       DatabaseError: the database is missing or damaged, or was changed meanwhile.
       ValueError: an id is not in the database, or repeated; nothing is changed.
     """
-    ids, stored = edits.integers(ids, "ids"), storage.shards(folder)
-    places = edits.places_of(ids, stored.whole("ids"))
+    ids, stored = edits.integers(ids, "ids"), storage.editable(folder)
+    places = edits.places_of(ids, stored.ids)
     nothing = np.full(len(ids), EMPTY)
     _rewrite(stored, places, {"ids": nothing, "labels": nothing}, _edit("remove", ids))
 
@@ -36,11 +36,13 @@ def relabel(folder: str | Path, ids: Sequence[int], label: int | Sequence[int]) 
 
     Raises:
       DatabaseError: as `remove`.
-      ValueError: an id is not in the database, or repeated, or a label is negative; nothing is changed.
+      ValueError: an id is not in the database, or repeated, or a label is negative or the one that the example has;
+        nothing is changed.
     """
-    ids, stored = edits.integers(ids, "ids"), storage.shards(folder)
+    ids, stored = edits.integers(ids, "ids"), storage.editable(folder)
     labels = edits.labels_for(label, ids)
-    places = edits.places_of(ids, stored.whole("ids"))
+    places = edits.places_of(ids, stored.ids)
+    edits.check_changes(ids, stored.whole("labels")[places], labels)
     _rewrite(stored, places, {"labels": labels}, _edit("relabel", ids, np.atleast_1d(label)))
 
 
@@ -55,7 +57,7 @@ def append(folder: str | Path, more: CandidateDatabase) -> None:
       DatabaseError: as `remove`, or another encoder made `more`.
       ValueError: an id is in the database already, or as `CandidateDatabase.append`; nothing is changed.
     """
-    stored = storage.shards(folder)
+    stored = storage.editable(folder)
     if more.encoder_sha256 != stored.manifest.parameters_sha256:
         raise DatabaseError(
             f"{stored.folder / NAME}: encoded by parameters {stored.manifest.parameters_sha256[:12]}..., but the "
@@ -64,7 +66,7 @@ def append(folder: str | Path, more: CandidateDatabase) -> None:
     own_ids, own_labels, embeddings = sharding.to_host((more.ids, more.labels, more.embeddings))
     kept = np.flatnonzero(own_ids != EMPTY)
     ids, labels = edits.integers(own_ids[kept], "ids"), edits.integers(own_labels[kept], "labels")
-    edits.check_new(ids, labels, stored.whole("ids"))
+    edits.check_new(ids, labels, stored.ids)
     embeddings = edits.fitting(jax.tree.map(lambda x: x[kept], embeddings), stored[0].embeddings, ids)
     columns = manifest.columns(CandidateDatabase(ids, labels, embeddings))
     changed = stored.manifest.model_copy(deep=True)

@@ -251,12 +251,12 @@ def _add_database(commands: Any) -> None:
     _add_run(_command(verbs, "info", "Say what the database holds, and whether it fits.", example))
 
     example = f"{start} remove --workdir runs/digits --ids 17,18"
-    remove = _command(verbs, "remove", "Take candidates out of the database.", example)
+    remove = _command(verbs, "remove", "Take candidates out of the database.", example, _REOPENED)
     _add_run(remove)
     remove.add_argument("--ids", metavar="ID,...", required=True, help="the candidates")
 
     example = f"{start} relabel --workdir runs/digits --ids 5 --label 3"
-    relabel = _command(verbs, "relabel", "Give candidates another label.", example)
+    relabel = _command(verbs, "relabel", "Give candidates another label.", example, _REOPENED)
     _add_run(relabel)
     relabel.add_argument("--ids", metavar="ID,...", required=True, help="the candidates")
     relabel.add_argument("--label", metavar="LABEL", required=True, help="class name, or its number from 0")

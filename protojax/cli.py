@@ -17,8 +17,6 @@ _WITHOUT_SETTINGS = (
     "convert-weights",
     "recognise",
     "database info",
-    "database remove",
-    "database relabel",
 )
 
 

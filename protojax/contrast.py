@@ -13,6 +13,9 @@ ROWS = 20
 PROTOTYPES = 4
 """Prototypes of a decision in the table, those whose weight changes most."""
 
+EDITS = 5
+"""Edits of a kind that the question names; the records hold all."""
+
 DECISIONS_A_PICTURE = 6
 PROTOTYPES_A_ROW = 8
 
@@ -48,27 +51,33 @@ def write(folder: Path, answer: Mapping[str, Any], examples: Any, count: int = R
 
 
 def question(answer: Mapping[str, Any]) -> str:
-    """The edits in words."""
+    """The edits in words, the first few of each kind by their ids."""
     names, edits = answer["label_names"], answer["edits"]
     parts = []
     if edits["remove"]:
-        parts.append("without " + ", ".join(f"{e['id']} ({names[e['label']]})" for e in edits["remove"]))
+        removed = [f"{e['id']} ({names[e['label']]})" for e in edits["remove"][:EDITS]]
+        parts.append("without " + _listed(removed, ", ", len(edits["remove"])))
     if edits["relabel"]:
-        relabelled = (f"{e['id']} as {names[e['to']]}, not {names[e['from']]}" for e in edits["relabel"])
-        parts.append("with " + "; ".join(relabelled))
+        relabelled = [f"{e['id']} as {names[e['to']]}, not {names[e['from']]}" for e in edits["relabel"][:EDITS]]
+        parts.append("with " + _listed(relabelled, "; ", len(edits["relabel"])))
     return ", ".join(parts)
+
+
+def _listed(shown: Sequence[str], separator: str, count: int) -> str:
+    """The first of so many, and how many more there are."""
+    return separator.join(shown) + (f" and {count - len(shown)} more" if count > len(shown) else "")
 
 
 def table(answer: Mapping[str, Any], count: int = ROWS) -> list[str]:
     """The answer as lines of text: what was asked, what changes, and a table of the decisions that change most."""
     names, changed = answer["label_names"], answer["changed"]
     classes = sum("class" in decision["changes"] for decision in changed)
-    accuracy = answer["accuracy"]
+    accuracy, recomputed, spared = answer["accuracy"], answer["recomputed"], answer["unchanged_by_proof"]
     lines = [
         f"{question(answer)}: {answer['examples']} decisions on the {answer['split']} split",
         f"  {len(changed)} change, {classes} of them their class; accuracy {accuracy['before']:.4f} -> "
         f"{accuracy['after']:.4f}",
-        f"  {answer['recomputed']} were computed anew, {answer['unchanged_by_proof']} were not:",
+        f"  {recomputed} were computed anew, {spared} were not:" if spared else "  all were computed anew:",
         *textwrap.wrap(answer["proof"], 100, initial_indent="  ", subsequent_indent="  "),
     ]
     if not changed:

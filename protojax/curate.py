@@ -36,17 +36,16 @@ def build(
         raise ValueError(f"--count {count}: the {split} split has {len(source)} examples; choose 1 to {len(source)}")
     else:
         chosen = database.choose(len(source), count, settings.train.seed)
-    variables, batch_size = encoder.state.variables, settings.evaluate.batch_size
+    variables, method, transform = encoder.state.variables, encoder.method, encoder.transform
+    recorded: dict[str, Any] = {}
+    if split != "train" or not np.array_equal(chosen, own):
+        # Recorded as an edit of what the run would have built, so that it stays when the run is opened.
+        recorded["built_for"] = database.stamp(variables, encoder.dataset.train.ids[own])
+        recorded["edits"] = [manifest.Edit(edit="build", at=_now())]
+    batch_size = settings.evaluate.batch_size
     database.build_into(
-        folder, encoder.method, variables, source, chosen, encoder.transform, batch_size, progress=not quiet
+        folder, method, variables, source, chosen, transform, batch_size, progress=not quiet, **recorded
     )
-    if split == "train" and np.array_equal(chosen, own):
-        return
-    # Recorded as an edit of what the run would have built, so that it stays when the run is opened.
-    built = manifest.read(folder)
-    built.made_from = database.stamp(variables, encoder.dataset.train.ids[own])
-    built.edits = [manifest.Edit(edit="build", at=_now())]
-    manifest.write(folder, built)
 
 
 def check_unedited(folder: Path) -> None:
@@ -62,26 +61,43 @@ def check_unedited(folder: Path) -> None:
         raise ValueError(f"{folder} was edited ({kinds}); --overwrite builds it anew and loses that")
 
 
-def remove(folder: Path, ids: Sequence[int]) -> None:
-    """Takes candidates out of the database of the run in `folder`.
+def check(folder: Path, ids: Sequence[int], label: int | None = None, names: Sequence[str] | None = None) -> None:
+    """Refuses an edit of the database of the run in `folder`, before the parameters of the run are read.
+
+    Args:
+      folder: of the run.
+      ids: candidates to be removed, or to get another label.
+      label: the new label; None where they are removed.
+      names: of the classes, for the message.
 
     Raises:
-      ValueError: one is not there, or the database would be empty.
+      ValueError: the database is damaged, an id is not there, has the label already, or nothing would be left.
     """
-    own = storage.shards(folder / "database").whole("ids")
-    edits.places_of(edits.integers(ids, "ids"), own)
-    if len(ids) == np.count_nonzero(own != edits.EMPTY):
-        raise ValueError(f"{folder / 'database'}: no candidate would be left; decisions need at least one")
-    amend.remove(folder / "database", ids)
+    stored, wanted = storage.editable(folder / "database"), edits.integers(ids, "ids")
+    places = edits.places_of(wanted, stored.ids)
+    if label is not None:
+        edits.check_changes(wanted, stored.whole("labels")[places], edits.labels_for(label, wanted), names)
+    elif len(wanted) == np.count_nonzero(stored.ids != edits.EMPTY):
+        raise ValueError(f"{stored.folder}: no candidate would be left; decisions need at least one")
 
 
-def relabel(folder: Path, ids: Sequence[int], label: int) -> None:
-    """Gives candidates of the run in `folder` another label.
+def remove(encoder: Encoder, ids: Sequence[int]) -> None:
+    """Takes candidates out of the database of a run.
 
     Raises:
-      ValueError: one is not there.
+      ValueError: one is not there, or the database would be empty, or other parameters encoded it.
     """
-    amend.relabel(folder / "database", ids, label)
+    check(encoder.folder, ids)
+    amend.remove(_editable(encoder).folder, ids)
+
+
+def relabel(encoder: Encoder, ids: Sequence[int], label: int) -> None:
+    """Gives candidates of the database of a run another label.
+
+    Raises:
+      ValueError: one is not there or has the label already, or other parameters encoded the database.
+    """
+    amend.relabel(_editable(encoder).folder, ids, label)
 
 
 def append(encoder: Encoder, split: str, ids: Sequence[int] | None = None, quiet: bool = False) -> int:
@@ -96,24 +112,34 @@ def append(encoder: Encoder, split: str, ids: Sequence[int] | None = None, quiet
     Raises:
       ValueError: one does not exist or is in the database already, or other parameters encoded the database.
     """
-    folder, source, variables = encoder.folder / "database", split_of(encoder.dataset, split), encoder.state.variables
+    source, variables, stored = split_of(encoder.dataset, split), encoder.state.variables, _editable(encoder)
     everything = np.arange(len(source))
     chosen = everything if ids is None else readable.places(source.ids, ids, f"split {split}")
-    own = storage.shards(folder, checkpoint.digest(variables)).whole("ids")
     # Before anything is encoded.
-    edits.check_new(source.ids[chosen], source.labels[chosen], own)
+    edits.check_new(source.ids[chosen], source.labels[chosen], stored.ids)
     batch_size = encoder.settings.evaluate.batch_size
     more = database.build(encoder.method, variables, source, chosen, encoder.transform, batch_size, progress=not quiet)
-    amend.append(folder, more)
+    amend.append(stored.folder, more)
     return len(chosen)
+
+
+def _editable(encoder: Encoder) -> storage.Shards:
+    """The database of a run, refused where other parameters than those of the run encoded it."""
+    return storage.editable(encoder.folder / "database", checkpoint.digest(encoder.state.variables))
 
 
 def summary(folder: Path) -> dict[str, Any]:
     """What `results.json` says of the database of the run in `folder`."""
     about = storage.info(folder / "database")
+    removed: set[int] = set()
+    for edit in about["edits"]:
+        if edit["edit"] == "remove":
+            removed.update(edit["ids"])
+        elif edit["edit"] == "append":
+            removed.difference_update(edit["ids"])
     return {
         "count": about["examples"],
-        "removed": sum(len(edit["ids"]) for edit in about["edits"] if edit["edit"] == "remove"),
+        "removed": len(removed),
         "edits": [
             {"edit": edit["edit"], "at": edit["at"], "examples": len(edit["ids"]) or about["examples"]}
             for edit in about["edits"]

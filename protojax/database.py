@@ -1,6 +1,7 @@
 """Encoded training examples: chosen, and built, in memory or on disk."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from protojax import checkpoint, edits, manifest, resumable, sharding, storage
+from protojax import checkpoint, manifest, resumable, sharding, storage
 from protojax.candidates import CandidateDatabase
 from protojax.data import resident
-from protojax.manifest import DatabaseError, Manifest
+from protojax.edits import check_finite
+from protojax.manifest import DatabaseError, Edit, Manifest
 from protojax.methods.method import Batch, Method, Variables
 
 Transform = Callable[[jax.Array, jax.Array], jax.Array]
@@ -148,12 +150,26 @@ def build_into(
     transform: Transform,
     batch_size: int,
     progress: bool = True,
+    built_for: str | None = None,
+    edits: Sequence[Edit] = (),
 ) -> None:
     """Encodes examples into a database on disk, shard by shard; see `build`.
 
     Shards are written to `FOLDER.partial` as they are encoded, so that a build that was killed goes on with the next
     one; the folder takes the place of `folder` (and of the database there) when it is whole. What an earlier build of
     other parameters or examples left in it is deleted.
+
+    Args:
+      folder: where it is to stand.
+      method: as in `build`, as are the next five.
+      variables: its trained variables.
+      source: a split.
+      indices: positions in it.
+      transform: preparation of the inputs on the device.
+      batch_size: examples encoded together.
+      progress: shows a bar.
+      built_for: the `stamp` that it has to have, where that is not its own.
+      edits: what it is recorded with from the start.
 
     Raises:
       DatabaseError: `folder` holds something else than a database, or embeddings that npy files do not know.
@@ -184,6 +200,9 @@ def build_into(
                     manifest.write(unfinished, wanted)
     with sharding.together():
         if jax.process_index() == 0:
+            # Only now, so that a build which was killed is still recognised by its own stamp.
+            wanted.made_from, wanted.edits = built_for or wanted.made_from, list(edits)
+            manifest.write(unfinished, wanted)
             manifest.install(unfinished, folder)
 
 
@@ -200,7 +219,8 @@ def load_or_build(
 ) -> CandidateDatabase:
     """The database in `folder`, edited or not; built first where none of these variables and examples stands there.
 
-    Where a mesh is given, rows are split over it, as in `storage.load`.
+    Where a mesh is given, rows are split over it, as in `storage.load`. With a progress bar, a line on stderr says that
+    a database of other parameters is replaced.
 
     Raises:
       DatabaseError: it is damaged, or edited and of other variables or examples.
@@ -211,10 +231,20 @@ def load_or_build(
         is_built = storage.is_of(folder, made_from)
         if not is_built:
             storage.check_unedited(folder)
+        if not is_built and progress and jax.process_index() == 0:
+            _say_replaced(Path(folder), checkpoint.digest(variables))
     if not is_built:
         build_into(folder, method, variables, source, indices, transform, batch_size, progress)
     with sharding.together():
         return storage.load(folder, checkpoint.digest(variables), mesh)
+
+
+def _say_replaced(folder: Path, parameters_sha256: str) -> None:
+    if not (folder / manifest.NAME).exists() or manifest.is_older(folder):
+        return
+    if (before := manifest.read(folder).parameters_sha256) != parameters_sha256:
+        line = f"{folder}: encoded by other parameters ({before[:12]}... than {parameters_sha256[:12]}...); built anew"
+        tqdm.write(line, file=sys.stderr)
 
 
 def stamp(variables: Variables, ids: np.ndarray) -> str:
@@ -232,7 +262,7 @@ def _check_examples(indices: np.ndarray) -> None:
 def _check_rows(ids: np.ndarray, labels: np.ndarray, embeddings: Any) -> None:
     if (ids < 0).any():
         raise ValueError(f"ids {ids[ids < 0][:10].tolist()} are negative; the ids of examples count from 0")
-    edits.check_finite(embeddings, ids)
+    check_finite(embeddings, ids)
 
 
 def _encoder(variables: Variables) -> np.ndarray:

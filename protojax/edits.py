@@ -39,6 +39,18 @@ def labels_for(label: int | Sequence[int], ids: np.ndarray) -> np.ndarray:
     return labels
 
 
+def check_changes(ids: np.ndarray, before: np.ndarray, labels: np.ndarray, names: Sequence[str] | None = None) -> None:
+    """Refuses labels `[n]` that are those of before.
+
+    Raises:
+      ValueError: names the first of the ids, and its label by its name, where there are names.
+    """
+    if (same := before == labels).any():
+        label = int(labels[same][0])
+        shown = names[label] if names is not None and label < len(names) else label
+        raise ValueError(f"id {ids[same][0]} has the label {shown} already; leave it out")
+
+
 def check_new(ids: np.ndarray, labels: np.ndarray, own: np.ndarray) -> None:
     """Refuses examples that cannot join those with the ids `own`.
 
@@ -67,8 +79,7 @@ def places_of(ids: np.ndarray, own: np.ndarray) -> np.ndarray:
     found = order[np.minimum(np.searchsorted(own, ids, sorter=order), len(own) - 1)]
     if (missing := (own[found] != ids) | (ids == EMPTY)).any():
         raise ValueError(
-            f"ids {ids[missing][:10].tolist()} are not in the database ({missing.sum()} of {len(ids)}); "
-            "nothing was changed"
+            f"ids {ids[missing][:10].tolist()} are not in the database ({missing.sum()} of {len(ids)}); leave them out"
         )
     return found
 

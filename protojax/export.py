@@ -6,6 +6,7 @@ A folder holds `prediction.jaxexport` (serialised by `jax.export`, for any batch
 """
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from importlib import metadata
@@ -51,6 +52,11 @@ for i, place in enumerate(answer["class"]):
 """Written beside every artifact, and tested as it stands."""
 
 _ARTIFACT = "prediction.jaxexport"
+
+_OWN = re.compile(r"prediction\.jaxexport|description\.json|example\.py|(variables|database)/\d{2,}\.npy")
+"""What the files of an export are called; others in the folder are left alone."""
+
+_PARTS = ("variables", "database")
 
 _DTYPES = {"image": np.uint8, "text": np.uint8, "table": np.float32, "features": np.float32}
 
@@ -111,7 +117,7 @@ def write(folder: Path, opened: Opened, overwrite: bool = False) -> list[Path]:
     Args:
       folder: receives it.
       opened: the run.
-      overwrite: replaces an export that stands there.
+      overwrite: replaces an export that stands there; what else is in the folder stays.
 
     Returns:
       The files to look at first.
@@ -119,16 +125,16 @@ def write(folder: Path, opened: Opened, overwrite: bool = False) -> list[Path]:
     Raises:
       ExportError: as `check`.
     """
+    # Made absolute, because a name such as "." has no neighbours.
+    folder = folder.absolute()
+    fresh, replaced = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    _finish(replaced, folder)
     check(folder, overwrite)
     info, variables, memory = opened.dataset.info, opened.state.variables, opened.memory
     width = width_of(opened.settings, memory)
     exported = trace(opened.method, opened.transform, variables, memory, info, width)
     database = {"ids": memory.ids, "labels": memory.labels, "embeddings": memory.embeddings}
-    # Made absolute, because a name such as "." has no neighbours.
-    folder = folder.absolute()
-    fresh, replaced = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    for leftover in (fresh, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
         (fresh / _ARTIFACT).write_bytes(exported.serialize())
@@ -169,10 +175,36 @@ def write(folder: Path, opened: Opened, overwrite: bool = False) -> list[Path]:
         if folder.exists():
             folder.rename(replaced)
         fresh.rename(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+        _finish(replaced, folder)
     return [folder / name for name in (_ARTIFACT, "description.json", "example.py")]
+
+
+def _finish(replaced: Path, folder: Path) -> None:
+    """Ends the replacement of an export, or one that was killed: what no export wrote comes back, the rest is deleted.
+
+    Raises:
+      ExportError: a file would have to take the place of another.
+    """
+    if not replaced.exists():
+        return
+    if not folder.exists():
+        replaced.rename(folder)
+        return
+    for part in (*(replaced / name for name in _PARTS), replaced):
+        for path in sorted(part.iterdir()) if part.is_dir() else ():
+            name = path.relative_to(replaced).as_posix()
+            if _OWN.fullmatch(name):
+                path.unlink()
+            elif name in _PARTS:
+                path.rmdir()
+            elif (folder / name).exists():
+                raise ExportError(f"{path} was kept from an export before, but {folder / name} exists; move one away")
+            else:
+                (folder / name).parent.mkdir(exist_ok=True)
+                path.rename(folder / name)
+    replaced.rmdir()
 
 
 def trace(

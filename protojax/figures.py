@@ -227,7 +227,7 @@ class Row(NamedTuple):
 
 _SIDE, _GAP = 1.0, 0.2
 _QUERY_TEXT, _NOTE = 1.75, 0.95
-_ABOVE, _BELOW, _TITLE, _MARGIN = 0.26, 0.54, 0.42, 0.15
+_ABOVE, _BELOW, _TITLE, _MARGIN, _WIDEST_TITLE = 0.26, 0.54, 0.42, 0.15, 12.0
 
 
 def grid(path: str | Path, title: str, rows: Sequence[Row]) -> Path:
@@ -235,22 +235,23 @@ def grid(path: str | Path, title: str, rows: Sequence[Row]) -> Path:
 
     Args:
       path: the PNG to write.
-      title: stands above.
+      title: stands above, in lines where it is long.
       rows: at least one decision.
     """
     columns = max(1, *(len(row.prototypes) for row in rows))
     left = _MARGIN + _SIDE + _QUERY_TEXT
     width = left + columns * (_SIDE + _GAP) + (_NOTE if any(row.note for row in rows) else 0) + _MARGIN
-    width = max(width, 0.11 * len(title))
-    pitch = _ABOVE + _SIDE + _BELOW
-    height = _TITLE + len(rows) * pitch + _MARGIN
+    width = max(width, min(0.11 * len(title), _WIDEST_TITLE))
+    title = textwrap.fill(title, round(width / 0.11))
+    pitch, head = _ABOVE + _SIDE + _BELOW, _TITLE + 0.19 * title.count("\n")
+    height = head + len(rows) * pitch + _MARGIN
     figure = Figure(figsize=(width, height))
     # One set of axes measured in inches from the top left corner: placing a hundred images needs no hundred axes.
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.text(_MARGIN, _MARGIN, title, va="top", fontsize=11, weight="bold", parse_math=False)
     for i, row in enumerate(rows):
-        top = _TITLE + i * pitch + _ABOVE
+        top = head + i * pitch + _ABOVE
         _image(axes, row.image, _MARGIN, top, "black", 1.0)
         y = top
         for text, marked in row.lines:

@@ -153,6 +153,14 @@ def install(fresh: Path, folder: Path) -> None:
     sweep(folder)
 
 
+def advice(manifest: Manifest) -> str:
+    """What to do about a database that is damaged."""
+    if not manifest.edits:
+        return ADVICE
+    kinds = ", ".join(dict.fromkeys(edit.edit for edit in manifest.edits))
+    return f"{ADVICE}; that loses its edits ({kinds}), so keep {NAME}, which lists them"
+
+
 def sweep(folder: Path) -> None:
     """Deletes files of databases that the manifest does not name."""
     kept = named(read(folder))

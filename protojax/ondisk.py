@@ -53,11 +53,11 @@ def attend(
       mesh: devices that share every shard.
 
     Returns:
-      What `ops.attend` returns for the whole database. The size of softmax counts weights that are not 0 within their
-      shard.
+      What `ops.attend` returns for the whole database: where `exact` is False, a score is not finite in some shard. The
+      size of softmax counts weights that are not 0 within their shard.
 
     Raises:
-      DatabaseError: a file is missing or damaged.
+      DatabaseError: a file is missing or damaged, or an id stands there twice.
       ValueError: queries are not finite or do not fit the keys, or another argument does not fit, as in `ops.attend`.
     """
     queries = jnp.asarray(queries, jnp.float32)
@@ -69,11 +69,26 @@ def attend(
     for name in ("keys", "values"):
         if len(named.get(("embeddings", name), ())) != 1:
             raise ValueError(f"attention needs embeddings[{name!r}] `[candidates, size]`; {stored.folder} has none")
+    # Read and checked once for one `stored`.
+    _ = stored.ids
     exclude = None if exclude is None else np.asarray(exclude)
     merge = {"sparsemax": _sparsemax, "softmax": _softmax}.get(normalizer)
     if merge is None:
         raise ValueError(f"normalizer must be 'sparsemax' or 'softmax', got {normalizer!r}")
-    return merge(stored, queries, exclude, mesh, {"width": width, "classes": classes, "shares": tuple(shares)})
+    return _marked(merge(stored, queries, exclude, mesh, {"width": width, "classes": classes, "shares": tuple(shares)}))
+
+
+def _marked(attended: ops.Attended) -> ops.Attended:
+    """Rows that are not exact as `ops.attend` has them: without a number, without a candidate."""
+
+    def unless_exact(name: str, otherwise: float) -> jax.Array | None:
+        if (x := getattr(attended, name)) is None:
+            return None
+        return jnp.where(attended.exact.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.asarray(otherwise, x.dtype))
+
+    numbers = ("outputs", "weights", "threshold", "class_mass")
+    nothing = {**dict.fromkeys(numbers, jnp.nan), "ids": EMPTY, "labels": EMPTY, "size": 0, "fewest": -1}
+    return attended._replace(**{name: unless_exact(name, otherwise) for name, otherwise in nothing.items()})
 
 
 class _Found(NamedTuple):
@@ -92,7 +107,7 @@ def _sparsemax(
 ) -> ops.Attended:
     reader, batch = Reader(stored, mesh, with_values=False), len(queries)
     found = _Found(np.zeros((batch, 0), np.int64), np.zeros((batch, 0)), np.full(batch, -np.inf))
-    bounds = _bounds(reader, queries)
+    bounds, exact = _bounds(reader, queries), np.full(batch, True)
 
     def is_needed(position: int) -> bool:
         return bool((bounds[position] > found.threshold).any())
@@ -112,11 +127,14 @@ def _sparsemax(
             if largest <= listed:
                 break
             listed = _rounded(largest)
+        # A row with a number that is not finite lists nobody, as if the shard had none with a weight.
+        exact &= np.asarray(attended.exact)
         weights = np.asarray(attended.weights, np.float64)
         scores = np.where(weights > 0, weights + np.asarray(attended.threshold)[:, None], -np.inf)
         found = _union(found, part.first + np.asarray(attended.ids, np.int64), scores)
         del part
-    return _solve_union(stored, queries, found, options)
+    solved = _solve_union(stored, queries, found, options)
+    return solved._replace(exact=solved.exact & exact)
 
 
 def _bounds(reader: Reader, queries: jax.Array) -> list[np.ndarray]:
@@ -125,7 +143,9 @@ def _bounds(reader: Reader, queries: jax.Array) -> list[np.ndarray]:
         return [np.full(len(queries), np.inf)] * len(reader.stored)
     scaled = queries / queries.shape[1] ** 0.5
     of_shards = (reader.blocks(position) for position in range(len(reader.stored)))
-    return [np.asarray(_highest(index, scaled), np.float64) for index in of_shards]
+    highest = [np.asarray(_highest(index, scaled), np.float64) for index in of_shards]
+    # A key that is not finite leaves no bound: its shard has to be read.
+    return [np.where(np.isnan(bounds), np.inf, bounds) for bounds in highest]
 
 
 @jax.jit

@@ -120,9 +120,12 @@ def _database(parsed: argparse.Namespace) -> None:
                 curate.check_unedited(folder / "database")
             curate.build(_encoder(parsed), parsed.split, parsed.count, parsed.overwrite)
         case "remove":
-            curate.remove(folder, ids)
+            curate.check(folder, ids)
+            curate.remove(_encoder(parsed), ids)
         case "relabel":
-            curate.relabel(folder, ids, values.label(parsed.label, names, "--label"))
+            label = values.label(parsed.label, names, "--label")
+            curate.check(folder, ids, label, names)
+            curate.relabel(_encoder(parsed), ids, label)
         case "append":
             curate.append(_encoder(parsed, ids), parsed.split, ids)
     if parsed.verb == "info":

@@ -1,5 +1,6 @@
 """A candidate database on disk: written, read whole, or shard by shard where it is larger than memory."""
 
+import functools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from protojax import manifest as manifests
 from protojax import ops, resumable, sharding
 from protojax.candidates import CandidateDatabase
 from protojax.edits import EMPTY
-from protojax.manifest import ADVICE, NAME, DatabaseError, Edit, Manifest
+from protojax.manifest import NAME, DatabaseError, Edit, Manifest
 from protojax.resumable import File
 
 
@@ -42,6 +43,28 @@ class Shards(Sequence[CandidateDatabase]):
     @property
     def capacity(self) -> int:
         return self.manifest.rows
+
+    @functools.cached_property
+    def ids(self) -> np.ndarray:
+        """int32 `[capacity]`: those of all shards, -1 in empty places; read once.
+
+        Raises:
+          DatabaseError: an id stands there more than once.
+        """
+        ids = self.whole("ids")
+        order = np.argsort(ids, kind="stable")
+        ordered = ids[order]
+        # Of each pair the place of the second, so that the first of these is where reading meets an id again.
+        again = order[1:][(ordered[1:] == ordered[:-1]) & (ordered[1:] != EMPTY)]
+        if len(again):
+            row = int(again.min())
+            shard = next(shard for shard in self.manifest.shards if row < shard.first + shard.rows)
+            path = self.folder / shard.files[self.place("ids")].file
+            raise DatabaseError(
+                f"{path}: damaged: id {ids[row]} stands more than once in this database; "
+                f"{manifests.advice(self.manifest)}"
+            )
+        return ids
 
     def whole(self, *path: str) -> np.ndarray:
         """One array of all shards, read: `whole("ids")`."""
@@ -74,23 +97,39 @@ class Shards(Sequence[CandidateDatabase]):
             return None
         return ops.ClusterIndex(*(self._open(file, "float32", None) for file in self.manifest.index))
 
-    def _open(self, entry: File, dtype: str, shape: list[int] | None) -> np.ndarray:
-        path = self.folder / entry.file
+    def check_whole(self) -> None:
+        """Refuses a database of which a file is missing, or is none of its folder; what the files hold is not read.
+
+        Raises:
+          DatabaseError: names the first such file.
+        """
+        for name in sorted(manifests.named(self.manifest)):
+            if not self._path(name).is_file():
+                raise DatabaseError(f"{self.folder / name}: missing; {manifests.advice(self.manifest)}")
+
+    def _path(self, file: str) -> Path:
+        path = self.folder / file
         # Resolving sees through "..", absolute paths and links.
         if path.resolve().parent != self.folder.resolve():
-            raise DatabaseError(f"{self.folder / NAME}: names a file outside its folder: {entry.file!r}; {ADVICE}")
+            raise DatabaseError(
+                f"{self.folder / NAME}: names a file outside its folder: {file!r}; {manifests.advice(self.manifest)}"
+            )
+        return path
+
+    def _open(self, entry: File, dtype: str, shape: list[int] | None) -> np.ndarray:
+        path, advice = self._path(entry.file), manifests.advice(self.manifest)
         if entry.file not in self._checked or not path.is_file():
             if problem := resumable.damage(self.folder, [entry]):
-                raise DatabaseError(f"{problem}; {ADVICE}")
+                raise DatabaseError(f"{problem}; {advice}")
             self._checked.add(entry.file)
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except ValueError as error:
-            raise DatabaseError(f"{path}: not an array of numbers ({error}); {ADVICE}") from None
+            raise DatabaseError(f"{path}: not an array of numbers ({error}); {advice}") from None
         if array.dtype.name != dtype or (shape is not None and list(array.shape) != shape):
             raise DatabaseError(
                 f"{path}: holds {array.dtype.name} {list(array.shape)}, "
-                f"but manifest.json says {dtype} {shape or 'of any shape'}; {ADVICE}"
+                f"but manifest.json says {dtype} {shape or 'of any shape'}; {advice}"
             )
         return array
 
@@ -110,7 +149,7 @@ def shards(folder: str | Path, parameters_sha256: str | None = None) -> Shards:
     if parameters_sha256 not in (None, manifest.parameters_sha256):
         raise DatabaseError(
             f"{folder / NAME}: stale: encoded by parameters {manifest.parameters_sha256[:12]}..., "
-            f"but these are {parameters_sha256[:12]}...; {ADVICE}"
+            f"but these are {parameters_sha256[:12]}...; {manifests.advice(manifest)}"
         )
     rows = sum(shard.rows for shard in manifest.shards)
     if rows != manifest.rows:
@@ -118,6 +157,18 @@ def shards(folder: str | Path, parameters_sha256: str | None = None) -> Shards:
             f"{folder / NAME}: unfinished: {rows} of {manifest.rows} rows; build the database to its end"
         )
     return Shards(folder, manifest)
+
+
+def editable(folder: str | Path, parameters_sha256: str | None = None) -> Shards:
+    """Opens a database to be edited: all of its files are there, and what `info` says of it can be read.
+
+    Raises:
+      DatabaseError: as `load`; so nothing is changed before that is known.
+    """
+    stored = shards(folder, parameters_sha256)
+    stored.check_whole()
+    _ = stored.ids, stored.whole("labels"), stored.clusters()
+    return stored
 
 
 def encoder_leaf(parameters_sha256: str) -> np.ndarray:
@@ -134,10 +185,11 @@ def load(folder: str | Path, parameters_sha256: str | None, mesh: Mesh | None = 
       mesh: where given, rows are split over it (every process reads its own), and empty places fill up the capacity.
 
     Raises:
-      DatabaseError: the database is missing, damaged, made by other parameters, or names a file outside its folder;
-        the message names the file.
+      DatabaseError: the database is missing, damaged, made by other parameters, holds an id twice, or names a file
+        outside its folder; the message names the file.
     """
     stored = shards(folder, parameters_sha256)
+    _ = stored.ids
     clusters = stored.clusters()
     blocks = 0 if clusters is None else len(clusters.radii)
     rows_a_block = stored.capacity // blocks if blocks else 1
@@ -245,10 +297,10 @@ def info(folder: str | Path) -> dict[str, Any]:
     Raises:
       DatabaseError: as `load`.
     """
-    stored = shards(folder)
+    stored = editable(folder)
     manifest = stored.manifest
     labels = stored.whole("labels")
-    occupied = stored.whole("ids") != EMPTY
+    occupied = stored.ids != EMPTY
     found, counts = np.unique(labels[occupied], return_counts=True)
     clusters = stored.clusters()
     return {

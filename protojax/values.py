@@ -24,10 +24,14 @@ def numbers(parsed: argparse.Namespace, option: str) -> list[int] | None:
     numbers = [number.strip() for number in text.split(",")]
     if not all(number.isascii() and number.isdigit() for number in numbers):
         raise ValueError(f"--{option} {text!r}: give whole numbers from 0, separated by commas, such as 3,7")
-    if repeated := [number for number in numbers if numbers.count(number) > 1]:
-        raise ValueError(f"--{option} {text!r}: {repeated[0]} stands there twice")
-    if large := [number for number in numbers if int(number) >= 2**63]:
+    # Python refuses to read numbers of thousands of digits.
+    if large := [number for number in numbers if len(number.lstrip("0")) > 19 or int(number) >= 2**63]:
         raise ValueError(f"--{option} {text!r}: {large[0]} is too large")
+    seen: set[int] = set()
+    for number in map(int, numbers):
+        if number in seen:
+            raise ValueError(f"--{option} {text!r}: {number} stands there twice")
+        seen.add(number)
     return [int(number) for number in numbers]
 
 
@@ -70,8 +74,8 @@ def label(text: str, label_names: Sequence[str], option: str) -> int:
         return label_names.index(text)
     if text.isascii() and text.isdigit() and int(text) < len(label_names):
         return int(text)
-    near = difflib.get_close_matches(text, label_names, n=1, cutoff=0.0)
-    raise ValueError(
-        f"{option}: no class {text!r}; did you mean {near[0]!r}? Give a name, or a number from 0 to "
-        f"{len(label_names) - 1}"
-    )
+    # Another number is no likelier to be meant for having a digit in common.
+    is_number = text.removeprefix("-").isdigit()
+    near = [] if is_number else difflib.get_close_matches(text, label_names, n=1)
+    meant = f"; did you mean {near[0]!r}?" if near else "."
+    raise ValueError(f"{option}: no class {text!r}{meant} Give a name, or a number from 0 to {len(label_names) - 1}")

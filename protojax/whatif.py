@@ -29,6 +29,8 @@ _PROOF = {
     "leaves the projection onto the simplex as it is, and relabelling it leaves the sums of the classes as they are",
     False: "softmax gives every candidate a weight, so every decision may change",
 }
+_NO_PROOF = "each gives an edited candidate a weight, so each may change"
+"""Where sparsemax spares nothing."""
 
 
 class Edits(NamedTuple):
@@ -181,9 +183,10 @@ def records(answer: Answer, opened: Opened) -> dict[str, Any]:
     Returns:
       `schema`, `label_names`, `split`, `edits`, `examples` asked about, `recomputed`, `changed` (decisions, those whose
       class changes first, then by the change of their confidence), `unchanged_by_proof` (how many were not computed
-      anew) with the `proof`, and `accuracy` before and after. A decision has `id`, `label`, `changes` (of `class`,
-      `confidence`, `prototypes`), `before` and `after` with `predicted`, `confidence` and `support_size`, and
-      `prototypes`: `id`, `label`, `weight` before and after; a weight of None is below those that were kept.
+      anew) with the `proof` (why these cannot change or, where there are none, why all may), and `accuracy` before and
+      after. A decision has `id`, `label`, `changes` (of `class`, `confidence`, `prototypes`), `before` and `after` with
+      `predicted`, `confidence` and `support_size`, and `prototypes`: `id`, `label`, `weight` before and after; a weight
+      of None is below those that were kept.
     """
     dataset, before, after = opened.dataset, answer.before, answer.after
     changed = [
@@ -191,6 +194,7 @@ def records(answer: Answer, opened: Opened) -> dict[str, Any]:
         for row, position in enumerate(answer.recomputed)
         if (decision := _decision(answer, int(position), row))["changes"]
     ]
+    spared = len(before.ids) - len(answer.recomputed)
     changed.sort(
         key=lambda d: ("class" not in d["changes"], -abs(d["after"]["confidence"] - d["before"]["confidence"]))
     )
@@ -211,8 +215,8 @@ def records(answer: Answer, opened: Opened) -> dict[str, Any]:
         "examples": len(before.ids),
         "recomputed": len(answer.recomputed),
         "changed": changed,
-        "unchanged_by_proof": len(before.ids) - len(answer.recomputed),
-        "proof": _PROOF[answer.sparse],
+        "unchanged_by_proof": spared,
+        "proof": _PROOF[answer.sparse] if spared or not answer.sparse else _NO_PROOF,
         "accuracy": {"before": number(before.correct.mean()), "after": number(correct.mean())},
     }
 

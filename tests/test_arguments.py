@@ -105,6 +105,7 @@ def test_help_fits_80_columns(command, capsys, monkeypatch):
         ("what-if --workdir w", "nothing to ask about: name candidates with --remove ID,... or --relabel ID=LABEL"),
         ("what-if --workdir w --remove x", "--remove 'x': give whole numbers from 0, separated by commas"),
         ("what-if --workdir w --remove 3 --ids 1,1", "--ids '1,1': 1 stands there twice"),
+        ("what-if --workdir w --remove 0,1,00", "--remove '0,1,00': 0 stands there twice"),
         ("what-if --workdir w --remove 3 --count 0", "--count 0: show at least 1 decision"),
         ("what-if --workdir w --remove 3", "w is no run folder: it has no run.json"),
         ("what-if --workdir t.csv --remove 3", "--workdir t.csv: t.csv is a file; give a folder"),
@@ -159,8 +160,11 @@ NAMES = ("cat", "dog", "7")
 
 def test_a_label_is_a_name_or_a_number():
     assert [values.label(text, NAMES, "--label") for text in ("cat", "7", "0", "2")] == [0, 2, 0, 2]
-    for text in ("dgo", "3", "-1", ""):
-        with pytest.raises(ValueError, match=f"--label: no class '{text}'; did you mean '.*'.* from 0 to 2"):
+    with pytest.raises(ValueError, match="--label: no class 'dgo'; did you mean 'dog'. Give a name, .* from 0 to 2"):
+        values.label("dgo", NAMES, "--label")
+    # Nothing is near.
+    for text in ("3", "-1", "-7", "17", "", "penguin"):
+        with pytest.raises(ValueError, match=f"--label: no class '{text}'. Give a name, or a number from 0 to 2$"):
             values.label(text, NAMES, "--label")
 
 

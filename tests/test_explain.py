@@ -197,6 +197,24 @@ def test_images_of_every_shape_are_drawn(tmp_path, shape):
     assert ((pixels[:, :180] > 120) & (pixels[:, :180] < 136)).sum() > 0.5 * 150 * 150
 
 
+def test_a_long_title_makes_lines_and_no_enormous_picture(tmp_path):
+    image = np.full((8, 8), 128, np.uint8)
+    row = figures.Row(image, [], [figures.Cell(image, "0.50", "cat", 7, False)], "")
+
+    def drawn(words):
+        path = figures.grid(tmp_path / "grid.png", " ".join(["word"] * words), [row])
+        return np.asarray(Image.open(path).convert("L"))
+
+    short, longer, longest = (drawn(words) for words in (1, 20, 400))
+    # 12 inches at most; the height grows by the lines alone.
+    assert short.shape[1] < longer.shape[1] < longest.shape[1] == 12 * 150
+    more = longest.shape[0] - short.shape[0]
+    assert short.shape[0] == longer.shape[0] and 0 < more < 4 * 150
+    # The added space holds the lines, and ends above the query.
+    assert (longest[:more] < 60).any(axis=1).mean() > 0.4
+    np.testing.assert_array_equal(longest[-short.shape[0] // 2 :, :150], short[-short.shape[0] // 2 :, :150])
+
+
 def test_a_text_table_can_be_read(tmp_path):
     explain.write(tmp_path, SCORED, np.array([1]), *sources("text"), NAMES)
     lines = (tmp_path / "explanations.md").read_text().splitlines()

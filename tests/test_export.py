@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,6 +191,57 @@ def test_nothing_is_overwritten_unasked(exported, tmp_path):
     with pytest.raises(export.ExportError, match="is a file; give a folder"):
         export.check(tmp_path / "notes.txt", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt"]
+
+
+def with_notes(folder):
+    """An export in which somebody keeps files, and their contents by name."""
+    (folder / "database" / "old").mkdir()
+    notes = {"notes.txt": "mine", "database/old/ids.npy": "mine, too", "variables/about.md": "more"}
+    for name, text in notes.items():
+        (folder / name).write_text(text)
+    return notes
+
+
+def names_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_files_of_others_stay_in_the_folder(exported, tmp_path):
+    _, asked, _ = exported
+    opened, *_ = asked["table"]
+    export.write(tmp_path / "out", opened)
+    own = names_in(tmp_path / "out")
+    notes = with_notes(tmp_path / "out")
+    # Of an export with more arrays than the next.
+    (tmp_path / "out" / "variables" / "99.npy").write_text("old")
+    export.write(tmp_path / "out", opened, overwrite=True)
+    assert names_in(tmp_path / "out") == sorted([*own, *notes])
+    assert {name: (tmp_path / "out" / name).read_text() for name in notes} == notes
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("moves", range(2, 6))
+def test_files_of_others_outlive_a_kill(exported, tmp_path, monkeypatch, moves):
+    """The process dies at the rename of this number; the first puts the export before aside."""
+    folder, *_ = exported
+    out, aside, fresh = tmp_path / "out", tmp_path / ".out.old", tmp_path / ".out.new"
+    shutil.copytree(folder / "table", out)
+    own, notes, kept, done = names_in(out), with_notes(out), Path.rename, []
+
+    def dying(source, target):
+        done.append(target)
+        if len(done) == moves:
+            raise KeyboardInterrupt
+        return kept(source, target)
+
+    shutil.copytree(folder / "table", fresh)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", dying)
+        out.rename(aside)
+        fresh.rename(out)
+        export._finish(aside, out)
+    export._finish(aside, out)
+    assert names_in(out) == sorted([*own, *notes]) and not aside.exists()
 
 
 def test_a_failure_leaves_the_export_before(exported, tmp_path, monkeypatch):

@@ -125,6 +125,25 @@ def test_softmax(put, scale, width):
     check(got._replace(size=wanted.size), wanted)
 
 
+@pytest.mark.parametrize("normalizer", ["sparsemax", "softmax"])
+@pytest.mark.parametrize("rows_a_block", [None, 8])
+@pytest.mark.parametrize("key", [np.nan, np.inf])
+def test_a_key_that_is_not_finite_is_no_less_seen_than_in_memory(put, key, rows_a_block, normalizer):
+    memory, asked = some(), queries(3.0, 3)
+    if rows_a_block:
+        memory = memory.index(rows_a_block)
+    keys = memory.embeddings["keys"].at[130, 2].set(key)
+    memory = memory.replace(embeddings={**memory.embeddings, "keys": keys})
+    if rows_a_block:
+        memory = memory.replace(clusters=ops.cluster_index(keys, rows_a_block))
+    options = {"width": 8, "classes": CLASSES, "shares": SHARES, "normalizer": normalizer}
+    wanted = at_once(memory, asked, **options)
+    # An infinite key takes the last query away from itself: a score of -inf is a number.
+    assert np.asarray(wanted.exact).tolist() == [False, False, np.isinf(key)]
+    wanted = wanted._replace(weights=jnp.where(wanted.exact[:, None], wanted.weights, jnp.nan))
+    check(ondisk.attend(put(memory), asked, **options), wanted)
+
+
 def test_one_candidate_a_shard(put):
     memory, asked = some().remove(some().ids[20:]).compact(), queries(3)
     check(

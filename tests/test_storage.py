@@ -221,6 +221,46 @@ def test_damage_is_named(saved, array, damage):
         storage.load(saved, KEY)
 
 
+EDITED = r"delete the folder and build the database again; that loses its edits \(relabel\), so keep manifest\.json"
+
+
+@pytest.mark.parametrize("edit", [lambda d: amend.remove(d, [8]), lambda d: amend.relabel(d, [8], 5), "append"])
+@pytest.mark.parametrize(("array", "damage"), [(0, "missing"), (1, "missing"), (1, "flip"), (3, "missing")])
+def test_damage_is_named_before_anything_is_edited(saved, edit, array, damage):
+    if edit == "append":
+        more = some(1).replace(ids=jnp.arange(1))
+
+        def edit(folder):
+            amend.append(folder, more)
+
+    amend.relabel(saved, [7], 4)
+    # Another shard than the one that the edits change.
+    victim = next(saved.glob(f"00001-{array:02d}-*.npy"))
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1
+    victim.write_bytes(content) if damage == "flip" else victim.unlink()
+    before = files_of(saved)
+    word = "missing" if damage == "missing" else "damaged: .*"
+    for asked in (edit, storage.info):
+        with pytest.raises(DatabaseError, match=rf"{victim.name}: {word}; {EDITED}"):
+            asked(saved)
+    assert files_of(saved) == before
+
+
+@pytest.mark.parametrize("place", [3, 17])
+def test_an_id_twice_is_refused(saved, place):
+    stored = storage.shards(saved)
+    ids, file = stored.whole("ids"), stored.manifest.shards[place // 10].files[0]
+    ids[place] = 7
+    own = ids[place // 10 * 10 :][:10]
+    np.save(saved / file.file, own)
+    entry = {"file": file.file, "sha256": resumable.sha256_of(saved / file.file)}
+    edit(saved, lambda m: m["shards"][place // 10]["files"].__setitem__(0, entry))
+    for ask in (lambda: storage.load(saved, KEY), lambda: storage.info(saved), lambda: amend.remove(saved, [8])):
+        with pytest.raises(DatabaseError, match=rf"{file.file}: damaged: id 7 stands more than once in this database"):
+            ask()
+
+
 def put(folder: Path, array: np.ndarray, **options) -> None:
     """Puts an array in place of the ids of the first shard, with the right hash."""
     np.save(folder / "00000-00.npy", array, **options)

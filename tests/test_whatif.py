@@ -153,6 +153,31 @@ def test_some_decisions_alone(opened, used):
         assert decision["after"]["confidence"] == pytest.approx(whole[decision["id"]]["after"]["confidence"], abs=1e-5)
 
 
+def test_nothing_is_proved_where_everything_is_computed(opened, used):
+    ids, _ = used
+    edits = Edits((ids[0],), {})
+    everything = whatif.ask(opened, edits, quiet=True)
+    leaning = everything.before.ids[everything.recomputed[:2]].tolist()
+    record = whatif.records(whatif.ask(opened, edits, ids=leaning, quiet=True), opened)
+    assert (record["examples"], record["recomputed"], record["unchanged_by_proof"]) == (2, 2, 0)
+    printed = "\n".join(contrast.table(record))
+    assert "  all were computed anew:\n  each gives an edited candidate a weight" in printed
+    assert "cannot change" not in printed and "0 were not" not in printed
+
+
+def test_many_edits_are_not_all_named(opened, used):
+    ids, unused = used
+    labels = {id: other_label(opened, id) for id in ids[10:18]}
+    answer = whatif.ask(opened, Edits((*ids[:7], unused), labels), ids=opened.dataset.test.ids[:4].tolist(), quiet=True)
+    record = whatif.records(answer, opened)
+    asked = contrast.question(record)
+    removed, relabelled = asked.split(", with ")
+    assert removed.endswith(f"{ids[4]} ({label_of(opened, ids[4])}) and 3 more") and removed.count("(") == 5
+    assert relabelled.endswith(" and 3 more") and relabelled.count(";") == 4
+    assert contrast.table(record)[0].startswith(f"{asked}: 4 decisions")
+    assert len(record["edits"]["remove"]) == len(record["edits"]["relabel"]) == 8
+
+
 def test_with_softmax_every_decision_is_computed_anew():
     opened = opened_with(normalizer="softmax")
     removed = int(opened.memory.ids[7])
@@ -160,6 +185,7 @@ def test_with_softmax_every_decision_is_computed_anew():
     record = whatif.records(whatif.ask(opened, Edits((removed,), {}), ids=ids, quiet=True), opened)
     assert (record["examples"], record["recomputed"], record["unchanged_by_proof"]) == (20, 20, 0)
     assert "softmax gives every candidate a weight" in record["proof"]
+    assert "  all were computed anew:" in contrast.table(record)
     # Of weights that are not listed nothing is said.
     weights = [p["weight"] for d in record["changed"] for p in d["prototypes"]]
     assert all(w["before"] is not None or w["after"] is not None for w in weights)

@@ -13,8 +13,6 @@ from protojax import config, database, evaluate, neighbours, sharding, storage
 from protojax.candidates import CandidateDatabase
 from protojax.methods import protoattend
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 CLASSES, COUNT, SIZE, BATCH, WIDTH = 4, 1001, 6, 24, 32
 
 
