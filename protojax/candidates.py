@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from protojax import edits, ops, sharding
 from protojax.edits import EMPTY
+from protojax.ops.clusters import reach
 
 _WRITTEN_AT_ONCE = 256
 """Rows that `append` writes with one compiled call, so that their number compiles nothing."""
@@ -281,6 +282,5 @@ def _widened(clusters: ops.ClusterIndex, blocks: np.ndarray, keys: np.ndarray) -
     """The index with radii that hold `keys` `[n, d]`, which joined the `blocks` `[n]`."""
     centers, radii = sharding.to_host(clusters.centers), sharding.to_host(clusters.radii).copy()
     away = np.linalg.norm(keys.astype(np.float64) - centers[blocks], axis=1)
-    # Rounded up, or float32 could leave the key outside.
-    np.maximum.at(radii, blocks, np.nextafter(away.astype(np.float32), np.float32(np.inf)))
+    np.maximum.at(radii, blocks, reach(away.astype(np.float32), centers[blocks]))
     return clusters._replace(radii=_like(clusters.radii, radii))

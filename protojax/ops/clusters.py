@@ -122,14 +122,18 @@ def _index(keys: jax.Array, rows: int) -> ClusterIndex:
 
         mean = block.mean(axis=0)
         _, center, _ = lax.fori_loop(0, _SHRINKING, shrink, (mean, mean, jnp.float32(jnp.inf)))
-        # Measured anew; and what rounding may add to a product with any key of the ball is added to its reach, so that
-        # no bound is ever too low.
-        radius = distances(center).max()
-        rounding = (2 * block.shape[1] + 8) * jnp.finfo(jnp.float32).eps
-        return center, radius + rounding * (radius + jnp.linalg.norm(center))
+        # Measured anew.
+        return center, reach(distances(center).max(), center)
 
     blocks = keys.reshape(-1, rows, keys.shape[1])
     return ClusterIndex(*lax.map(of_block, blocks, batch_size=64))
+
+
+def reach(radii: jax.Array, centers: jax.Array) -> jax.Array:
+    """Radii `[...]` of balls around centres `[..., d]`, with what rounding may add to a product with any key of a ball,
+    so that no bound is too low. Of NumPy arrays in NumPy."""
+    rounding = (2 * centers.shape[-1] + 8) * float(jnp.finfo(jnp.float32).eps)
+    return radii + rounding * (radii + (centers * centers).sum(axis=-1) ** 0.5)
 
 
 def bounds(index: ClusterIndex, scaled: jax.Array) -> jax.Array:
