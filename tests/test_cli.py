@@ -245,6 +245,20 @@ def test_examples_of_other_splits_become_prototypes(run, capsys):
     assert "id 999999 is not in split test" in capsys.readouterr().err
 
 
+def test_a_missing_file_is_named_and_nothing_changed(run, capsys):
+    ids = storage.shards(run / "database").ids
+    assert protojax(run, "database remove", "--ids", str(ids[0])) == 0
+    victim = next((run / "database").glob("00000-02-*.npy"))
+    victim.unlink()
+    before = (run / "database" / "manifest.json").read_bytes()
+    capsys.readouterr()
+    for command in (f"database remove --ids {ids[1]}", f"database relabel --ids {ids[1]} --label 3", "database info"):
+        assert protojax(run, command) == 2
+        error = capsys.readouterr().err
+        assert f"{victim}: missing; delete the folder and build the database again; that loses its edits" in error
+    assert (run / "database" / "manifest.json").read_bytes() == before
+
+
 def test_a_database_built_by_hand_stays(run, capsys):
     shutil.rmtree(run / "database")
     assert protojax(run, "database info") == 2
@@ -274,6 +288,7 @@ def test_an_export_is_made_of_the_edited_database(run, tmp_path, capsys):
     [
         ("database remove --ids 999999", "ids [999999] are not in the database"),
         ("database relabel --ids 999999 --label 3", "ids [999999] are not in the database"),
+        ("database relabel --ids {first} --label {its}", "id {first} has the label {its} already"),
         ("database relabel --ids 3 --label eleven", "--label: no class 'eleven'"),
         ("what-if --relabel 3=11", "--relabel: no class '11'"),
         ("what-if --remove 3 --ids 999999", "id 999999 is not in split test"),
@@ -285,6 +300,9 @@ def test_what_is_wrong_is_named_before_anything_is_read(trained, capsys, monkeyp
     def nothing_may_be_restored(*_):
         raise AssertionError("the checkpoint was read")
 
+    stored = storage.shards(trained / "database")
+    own = {"first": stored.ids[0], "its": stored.whole("labels")[0]}
+    command, message = command.format(**own), message.format(**own)
     monkeypatch.setattr("protojax.train.restore", nothing_may_be_restored)
     before = (trained / "database" / "manifest.json").read_bytes()
     assert protojax(trained, command) == 2
