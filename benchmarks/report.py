@@ -146,6 +146,9 @@ def plot(rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
                     if points:
                         axis.plot(*zip(*points, strict=True), marker="o", label=name)
                 axis.set(xscale="log", yscale="log", xlabel="candidates", ylabel=label)
+                sizes = sorted({row["size"] for row in some})
+                axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+                axis.set_xticks([], minor=True)
                 axis.set_title(kind, fontsize="small")
             axes[0, column].legend(fontsize="small")
         folder.mkdir(parents=True, exist_ok=True)

@@ -143,9 +143,7 @@ def _bounds(reader: Reader, queries: jax.Array) -> list[np.ndarray]:
         return [np.full(len(queries), np.inf)] * len(reader.stored)
     scaled = queries / queries.shape[1] ** 0.5
     of_shards = (reader.blocks(position) for position in range(len(reader.stored)))
-    highest = [np.asarray(_highest(index, scaled), np.float64) for index in of_shards]
-    # A key that is not finite leaves no bound: its shard has to be read.
-    return [np.where(np.isnan(bounds), np.inf, bounds) for bounds in highest]
+    return [np.asarray(_highest(index, scaled), np.float64) for index in of_shards]
 
 
 @jax.jit
