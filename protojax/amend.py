@@ -4,18 +4,18 @@ The new files stand beside the old ones until the manifest is replaced in one st
 """
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import jax
 import numpy as np
 
-from protojax import edits, manifest, sharding, storage
+from protojax import edits, manifest, sharding, shards, storage
 from protojax.candidates import CandidateDatabase
 from protojax.edits import EMPTY
 from protojax.manifest import NAME, DatabaseError, Edit, Manifest
-from protojax.storage import Shards
+from protojax.shards import Shards
 
 
 def remove(folder: str | Path, ids: Sequence[int]) -> None:
@@ -25,7 +25,7 @@ def remove(folder: str | Path, ids: Sequence[int]) -> None:
       DatabaseError: the database is missing or damaged, or was changed meanwhile.
       ValueError: an id is not in the database, or repeated; nothing is changed.
     """
-    ids, stored = edits.integers(ids, "ids"), storage.editable(folder)
+    ids, stored = edits.integers(ids, "ids"), shards.editable(folder)
     places = edits.places_of(ids, stored.ids)
     nothing = np.full(len(ids), EMPTY)
     _rewrite(stored, places, {"ids": nothing, "labels": nothing}, _edit("remove", ids))
@@ -39,7 +39,7 @@ def relabel(folder: str | Path, ids: Sequence[int], label: int | Sequence[int]) 
       ValueError: an id is not in the database, or repeated, or a label is negative or the one that the example has;
         nothing is changed.
     """
-    ids, stored = edits.integers(ids, "ids"), storage.editable(folder)
+    ids, stored = edits.integers(ids, "ids"), shards.editable(folder)
     labels = edits.labels_for(label, ids)
     places = edits.places_of(ids, stored.ids)
     edits.check_changes(ids, stored.whole("labels")[places], labels)
@@ -47,7 +47,9 @@ def relabel(folder: str | Path, ids: Sequence[int], label: int | Sequence[int]) 
 
 
 def append(folder: str | Path, more: CandidateDatabase) -> None:
-    """Puts examples behind the others; the database grows, and its index, which does not know them, is dropped.
+    """Puts examples into the first empty places, and behind the others when these are used up.
+
+    The index, which does not know them, is dropped.
 
     Args:
       folder: where the database stands.
@@ -57,7 +59,7 @@ def append(folder: str | Path, more: CandidateDatabase) -> None:
       DatabaseError: as `remove`, or another encoder made `more`.
       ValueError: an id is in the database already, or as `CandidateDatabase.append`; nothing is changed.
     """
-    stored = storage.editable(folder)
+    stored = shards.editable(folder)
     if more.encoder_sha256 != stored.manifest.parameters_sha256:
         raise DatabaseError(
             f"{stored.folder / NAME}: encoded by parameters {stored.manifest.parameters_sha256[:12]}..., but the "
@@ -69,47 +71,74 @@ def append(folder: str | Path, more: CandidateDatabase) -> None:
     edits.check_new(ids, labels, stored.ids)
     embeddings = edits.fitting(jax.tree.map(lambda x: x[kept], embeddings), stored[0].embeddings, ids)
     columns = manifest.columns(CandidateDatabase(ids, labels, embeddings))
-    changed = stored.manifest.model_copy(deep=True)
-    step = manifest.rows_a_shard(changed)
-    if changed.shards[-1].rows < step:
-        # Many small edits would otherwise leave as many small shards.
-        last = manifest.columns(stored[len(stored) - 1])
-        columns = [np.concatenate([old, new]) for old, new in zip(last, columns, strict=True)]
-        changed.shards.pop()
-    changed.rows += len(ids)
-    changed.index = None
+    empty = np.flatnonzero(stored.ids == EMPTY)[: len(ids)]
+    changed = _copy(stored.manifest, rows=stored.capacity + len(ids) - len(empty), index=None)
 
     def write() -> None:
-        for start in range(0, len(columns[0]), step):
-            manifest.add_shard(stored.folder, changed, [x[start : start + step] for x in columns])
+        _put(stored, changed, empty, {array: column[: len(empty)] for array, column in enumerate(columns)})
+        behind, step = [column[len(empty) :] for column in columns], manifest.rows_a_shard(changed)
+        if len(behind[0]) and changed.shards[-1].rows < step:
+            # Many small edits would otherwise leave as many small shards.
+            last = manifest.columns(Shards(stored.folder, changed)[len(changed.shards) - 1])
+            behind = [np.concatenate(both) for both in zip(last, behind, strict=True)]
+            changed.shards.pop()
+        for start in range(0, len(behind[0]), step):
+            manifest.add_shard(stored.folder, changed, [x[start : start + step] for x in behind])
 
     _commit(stored, changed, _edit("append", ids), write)
 
 
-def replace(folder: str | Path, memory: CandidateDatabase, edit: Literal["index", "compact"]) -> None:
-    """Saves what `index` or `compact` made of a database in its place; what it was built for and its edits are kept.
+def compact(folder: str | Path) -> None:
+    """Moves the examples together in their order, shard by shard; the index, which knew other places, is dropped.
+
+    Raises:
+      DatabaseError: as `remove`, or a shard is damaged; nothing is changed.
+    """
+    stored = shards.editable(folder)
+    occupied = np.flatnonzero(stored.ids != EMPTY)
+    # A database has at least one place.
+    kept = occupied if len(occupied) else np.zeros(1, int)
+    changed = _copy(stored.manifest, rows=len(kept), shards=[], index=None)
+    step = manifest.rows_a_shard(changed)
+
+    def write() -> None:
+        for start in range(0, len(kept), step):
+            rows = kept[start : start + step]
+            columns = [stored.take(array, rows) for array in range(len(changed.arrays))]
+            manifest.add_shard(stored.folder, changed, columns)
+
+    _commit(stored, changed, _edit("compact"), write)
+
+
+def index(folder: str | Path, memory: CandidateDatabase) -> None:
+    """Saves what `CandidateDatabase.index` made of a database in its place; its history is kept.
 
     Raises:
       DatabaseError: as `remove`, or another encoder made `memory`.
     """
-    before = storage.shards(folder, memory.encoder_sha256).manifest
-    storage.save(folder, memory, before.made_from, [*before.edits, _edit(edit)])
+    before = shards.read(folder, memory.encoder_sha256).manifest
+    storage.save(folder, memory, before.made_from, [*before.edits, _edit("index")])
+
+
+def _copy(before: Manifest, **changes: Any) -> Manifest:
+    return before.model_copy(deep=True).model_copy(update=changes)
 
 
 def _rewrite(stored: Shards, places: np.ndarray, columns: dict[str, np.ndarray], edit: Edit) -> None:
     """Puts the values of `columns` `[n]` into the `places` `[n]` of the arrays of these names."""
-    changed = stored.manifest.model_copy(deep=True)
+    changed = _copy(stored.manifest)
+    by_array = {stored.place(name): values for name, values in columns.items()}
+    _commit(stored, changed, edit, lambda: _put(stored, changed, places, by_array))
 
-    def write() -> None:
-        for number, shard in enumerate(changed.shards):
-            own = (places >= shard.first) & (places < shard.first + shard.rows)
-            for name, values in columns.items() if own.any() else ():
-                array = stored.place(name)
-                column = np.array(stored.column(number, array))
-                column[places[own] - shard.first] = values[own]
-                shard.files[array] = manifest.write_array(stored.folder, f"{number:05d}-{array:02d}", column)
 
-    _commit(stored, changed, edit, write)
+def _put(stored: Shards, changed: Manifest, places: np.ndarray, columns: Mapping[int, np.ndarray]) -> None:
+    """Writes the files of the shards in which `places` `[n]` get the values `[n, ...]` of an array's column."""
+    for number, shard in enumerate(changed.shards):
+        own = (places >= shard.first) & (places < shard.first + shard.rows)
+        for array, values in columns.items() if own.any() else ():
+            column = np.array(stored.column(number, array))
+            column[places[own] - shard.first] = values[own]
+            shard.files[array] = manifest.write_array(stored.folder, f"{number:05d}-{array:02d}", column)
 
 
 def _commit(stored: Shards, changed: Manifest, edit: Edit, write: Callable[[], None]) -> None:

@@ -267,6 +267,9 @@ def _add_database(commands: Any) -> None:
     _add_split(append, None, "where the examples are taken from")
     append.add_argument("--ids", metavar="ID,...", help="these examples alone (default: all of the split)")
 
+    example = f"{start} compact --workdir runs/digits"
+    _add_run(_command(verbs, "compact", "Close the gaps that removed candidates left in the files.", example))
+
 
 def _add_export(commands: Any) -> None:
     example = "protojax export --workdir runs/digits --output exported/digits"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from protojax import amend, checkpoint, database, edits, manifest, readable, storage
+from protojax import amend, checkpoint, database, edits, manifest, readable, shards, storage
 from protojax.opened import Encoder, candidates, split_of
 
 
@@ -73,7 +73,7 @@ def check(folder: Path, ids: Sequence[int], label: int | None = None, names: Seq
     Raises:
       ValueError: the database is damaged, an id is not there, has the label already, or nothing would be left.
     """
-    stored, wanted = storage.editable(folder / "database"), edits.integers(ids, "ids")
+    stored, wanted = shards.editable(folder / "database"), edits.integers(ids, "ids")
     places = edits.places_of(wanted, stored.ids)
     if label is not None:
         edits.check_changes(wanted, stored.whole("labels")[places], edits.labels_for(label, wanted), names)
@@ -123,9 +123,18 @@ def append(encoder: Encoder, split: str, ids: Sequence[int] | None = None, quiet
     return len(chosen)
 
 
-def _editable(encoder: Encoder) -> storage.Shards:
+def compact(folder: Path) -> None:
+    """Closes the gaps that removed candidates left in the database of the run in `folder`; no decision changes.
+
+    Raises:
+      ValueError: the database is damaged.
+    """
+    amend.compact(folder / "database")
+
+
+def _editable(encoder: Encoder) -> shards.Shards:
     """The database of a run, refused where other parameters than those of the run encoded it."""
-    return storage.editable(encoder.folder / "database", checkpoint.digest(encoder.state.variables))
+    return shards.editable(encoder.folder / "database", checkpoint.digest(encoder.state.variables))
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from protojax import checkpoint, manifest, resumable, sharding, storage
+from protojax import checkpoint, manifest, resumable, sharding, shards, storage
 from protojax.candidates import CandidateDatabase
 from protojax.data import resident
 from protojax.edits import check_finite
@@ -266,7 +266,7 @@ def _check_rows(ids: np.ndarray, labels: np.ndarray, embeddings: Any) -> None:
 
 
 def _encoder(variables: Variables) -> np.ndarray:
-    return storage.encoder_leaf(checkpoint.digest(variables))
+    return shards.encoder_leaf(checkpoint.digest(variables))
 
 
 @partial(jax.jit, static_argnames=("method", "transform"))

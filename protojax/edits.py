@@ -68,6 +68,14 @@ def check_new(ids: np.ndarray, labels: np.ndarray, own: np.ndarray) -> None:
         )
 
 
+def first_repeated(ids: np.ndarray) -> int | None:
+    """The first place of `ids` whose id stands in an earlier place, too; None where there is none."""
+    order = np.argsort(ids, kind="stable")
+    ordered = ids[order]
+    again = order[1:][(ordered[1:] == ordered[:-1]) & (ordered[1:] != EMPTY)]
+    return int(again.min()) if len(again) else None
+
+
 def places_of(ids: np.ndarray, own: np.ndarray) -> np.ndarray:
     """Positions of `ids` in `own`.
 

@@ -24,7 +24,7 @@ SCHEMA = "protojax.database/2"
 _OLDER = ("protojax.database/1",)
 """Of versions before; such a database is built anew."""
 
-ROWS = 65536
+ROWS = 8192
 """Rows of a shard, where they are not too wide for `BYTES`."""
 BYTES = 2**28
 """Of the widest array of a shard, at most."""

@@ -20,7 +20,7 @@ from protojax import ops
 from protojax.edits import EMPTY
 from protojax.ops import clusters
 from protojax.prefetch import Reader
-from protojax.storage import Shards
+from protojax.shards import Shards
 
 _FLOATS_AT_ONCE = 1 << 26
 """Floats of keys and values of supports that are solved at once."""
@@ -188,7 +188,7 @@ def _solve_union(stored: Shards, queries: jax.Array, found: _Found, options: dic
     parts = []
     for start in range(0, len(rows), group):
         own = rows[start : start + group]
-        columns = (_taken(stored, array, own) for array in arrays)
+        columns = (stored.take(array, own) for array in arrays)
         parts.append(_attend_own(queries[start : start + group], *columns, **options))
     return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
@@ -196,17 +196,6 @@ def _solve_union(stored: Shards, queries: jax.Array, found: _Found, options: dic
 def _rounded(size: int) -> int:
     """64, 256, 1024, ...: few sizes, so that little compiles."""
     return max(64, 4 ** -(-(size - 1).bit_length() // 2))
-
-
-def _taken(stored: Shards, array: int, rows: np.ndarray) -> np.ndarray:
-    """Rows of one array, for any shape of positions; -1 stands for an empty one."""
-    what = stored.manifest.arrays[array]
-    result = np.full((*rows.shape, *what.shape), EMPTY if what.path[0] != "embeddings" else 0, what.dtype)
-    for position, shard in enumerate(stored.manifest.shards):
-        own = (rows >= shard.first) & (rows < shard.first + shard.rows)
-        if own.any():
-            result[own] = stored.column(position, array)[rows[own] - shard.first]
-    return result
 
 
 @partial(jax.jit, static_argnames=("width", "classes", "shares"))

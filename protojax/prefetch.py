@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from protojax import ops, sharding
 from protojax.edits import EMPTY
-from protojax.storage import Shards
+from protojax.shards import Shards
 
 
 class Part(NamedTuple):

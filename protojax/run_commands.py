@@ -128,6 +128,8 @@ def _database(parsed: argparse.Namespace) -> None:
             curate.relabel(_encoder(parsed), ids, label)
         case "append":
             curate.append(_encoder(parsed, ids), parsed.split, ids)
+        case "compact":
+            curate.compact(folder)
     if parsed.verb == "info":
         print("\n".join(curate.describe(_encoder(parsed))))
         return

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from protojax import cli, storage
+from protojax import cli, shards, storage
 
 EXPERIMENT = """
 name = "tiny"
@@ -172,7 +172,7 @@ def test_edits_hold_in_evaluation_and_explanation(run, capsys):
     assert before["database"] == {"count": 300, "removed": 0, "edits": []}
     assert protojax(run, "explain", "--count", "12") == 0
     (first, second, *_), _ = prototypes(run)
-    stored = storage.shards(run / "database")
+    stored = shards.read(run / "database")
     label = stored.whole("labels")[stored.whole("ids") == second].item()
     other = (label + 1) % 10
 
@@ -239,14 +239,25 @@ def test_examples_of_other_splits_become_prototypes(run, capsys):
     validation = database["count"] - 300
     assert validation > 50 and database["edits"][0]["examples"] == validation
     assert protojax(run, "explain", "--count", "12") == 0
-    appended = set(storage.shards(run / "database").whole("ids")[300:].tolist())
+    appended = set(shards.read(run / "database").whole("ids")[300:].tolist())
     assert appended & set(prototypes(run)[0])
     assert protojax(run, "database append", "--split", "test", "--ids", "999999") == 2
     assert "id 999999 is not in split test" in capsys.readouterr().err
 
 
+def test_a_compacted_database_decides_as_before(run):
+    ids = shards.read(run / "database").ids
+    assert protojax(run, "database remove", "--ids", ",".join(map(str, ids[:7].tolist()))) == 0
+    assert protojax(run, "evaluate") == 0
+    before = results(run)["test"]["accuracy"], results(run)["test"]["support"]
+    assert protojax(run, "database compact") == 0
+    assert shards.read(run / "database").ids.tolist() == ids[7:].tolist()
+    assert protojax(run, "evaluate") == 0
+    assert (results(run)["test"]["accuracy"], results(run)["test"]["support"]) == before
+
+
 def test_a_missing_file_is_named_and_nothing_changed(run, capsys):
-    ids = storage.shards(run / "database").ids
+    ids = shards.read(run / "database").ids
     assert protojax(run, "database remove", "--ids", str(ids[0])) == 0
     victim = next((run / "database").glob("00000-02-*.npy"))
     victim.unlink()
@@ -272,7 +283,7 @@ def test_a_database_built_by_hand_stays(run, capsys):
 
 
 def test_an_export_is_made_of_the_edited_database(run, tmp_path, capsys):
-    ids = storage.shards(run / "database").whole("ids")
+    ids = shards.read(run / "database").whole("ids")
     assert protojax(run, "database remove", "--ids", ",".join(map(str, ids[:5].tolist()))) == 0
     capsys.readouterr()
     assert protojax(run, "export", "--output", str(tmp_path / "out")) == 0
@@ -300,7 +311,7 @@ def test_what_is_wrong_is_named_before_anything_is_read(trained, capsys, monkeyp
     def nothing_may_be_restored(*_):
         raise AssertionError("the checkpoint was read")
 
-    stored = storage.shards(trained / "database")
+    stored = shards.read(trained / "database")
     own = {"first": stored.ids[0], "its": stored.whole("labels")[0]}
     command, message = command.format(**own), message.format(**own)
     monkeypatch.setattr("protojax.train.restore", nothing_may_be_restored)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from protojax import config, curate, database, manifest, step, storage
+from protojax import config, curate, database, manifest, shards, step
 from protojax.data import DataSet, Info
 from protojax.data.source import Examples
 from protojax.manifest import DatabaseError
@@ -50,7 +50,7 @@ def run(tmp_path) -> Encoder:
 
 
 def ids_of(run) -> list[int]:
-    return storage.shards(run.folder / "database").ids.tolist()
+    return shards.read(run.folder / "database").ids.tolist()
 
 
 def test_a_database_of_other_parameters_is_not_edited(run):

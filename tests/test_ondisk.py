@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from protojax import manifest, ondisk, ops, prefetch, storage
+from protojax import manifest, ondisk, ops, prefetch, shards, storage
 from protojax.candidates import CandidateDatabase
 from protojax.manifest import DatabaseError
 
@@ -24,7 +24,7 @@ def some(spread: float = 1.0, seed: int = 0) -> CandidateDatabase:
     }
     ids = rng.permutation(10 * N)[:N].astype(np.int32)
     labels = rng.integers(0, CLASSES, N).astype(np.int32)
-    encoder = jnp.asarray(storage.encoder_leaf("a" * 64))
+    encoder = jnp.asarray(shards.encoder_leaf("a" * 64))
     return CandidateDatabase(jnp.asarray(ids), jnp.asarray(labels), embeddings, encoder=encoder)
 
 
@@ -34,10 +34,10 @@ def queries(scale: float, count: int = 9, seed: int = 1) -> jax.Array:
 
 @pytest.fixture
 def put(tmp_path, monkeypatch):
-    def put(memory: CandidateDatabase, rows: int = 64) -> storage.Shards:
+    def put(memory: CandidateDatabase, rows: int = 64) -> shards.Shards:
         monkeypatch.setattr(manifest, "ROWS", rows)
         storage.save(tmp_path / "database", memory)
-        return storage.shards(tmp_path / "database")
+        return shards.read(tmp_path / "database")
 
     return put
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from protojax import amend, manifest, resumable, storage
+from protojax import amend, manifest, resumable, shards, storage
 from protojax.candidates import CandidateDatabase
 from protojax.manifest import DatabaseError
 
@@ -24,7 +24,7 @@ def some(n: int = 25, key: str = KEY) -> CandidateDatabase:
         jnp.arange(n, dtype=jnp.int32) + 7,
         jnp.arange(n, dtype=jnp.int32) % 2,
         {"keys": floats[0], "deep/er": {"values": floats[1]}},
-        encoder=jnp.asarray(storage.encoder_leaf(key)),
+        encoder=jnp.asarray(shards.encoder_leaf(key)),
     )
 
 
@@ -71,7 +71,7 @@ def test_what_is_saved_is_loaded(tmp_path, embeddings, n):
 
 
 def test_shards_are_mapped_one_by_one(saved):
-    stored = storage.shards(saved, KEY)
+    stored = shards.read(saved, KEY)
     parts = list(stored)
     assert [part.capacity for part in parts] == [10, 10, 5] and stored.capacity == 25
     assert isinstance(parts[0].embeddings["keys"], np.memmap) and parts[2].encoder_sha256 == KEY
@@ -82,7 +82,7 @@ def test_shards_are_mapped_one_by_one(saved):
 
 
 def test_a_shard_is_checked_when_it_is_first_read(saved, monkeypatch):
-    stored = storage.shards(saved)
+    stored = shards.read(saved)
     stored[0]
     victim = next(saved.glob("00001-02-*.npy"))
     victim.write_bytes(victim.read_bytes()[:-1])
@@ -249,7 +249,7 @@ def test_damage_is_named_before_anything_is_edited(saved, edit, array, damage):
 
 @pytest.mark.parametrize("place", [3, 17])
 def test_an_id_twice_is_refused(saved, place):
-    stored = storage.shards(saved)
+    stored = shards.read(saved)
     ids, file = stored.whole("ids"), stored.manifest.shards[place // 10].files[0]
     ids[place] = 7
     own = ids[place // 10 * 10 :][:10]
@@ -356,13 +356,12 @@ def test_edits_on_disk_are_those_in_memory(saved):
     amend.append(saved, more)
     kept = np.delete(np.arange(50), 3)
     loaded = storage.load(saved, KEY)
-    assert loaded.capacity == 74 and int(loaded.count) == 23 + 49
-    np.testing.assert_array_equal(loaded.ids, np.concatenate([memory.ids, more.ids[kept]]))
-    for name in ("keys", "deep/er"):
-        old, new = (jax.tree.leaves(x.embeddings[name])[0] for x in (memory, more))
-        np.testing.assert_array_equal(jax.tree.leaves(loaded.embeddings[name])[0], np.concatenate([old, new[kept]]))
+    # The two places that were emptied come first, then those behind the others.
+    wanted = memory.grow(72).append(more.ids[kept], more.labels[kept], jax.tree.map(lambda x: x[kept], more.embeddings))
+    assert loaded.capacity == 72 and int(loaded.count) == 23 + 49
+    assert equal(loaded, wanted)
     # The last shard was filled up first.
-    assert [shard["rows"] for shard in tree(saved)["shards"]] == [10] * 7 + [4]
+    assert [shard["rows"] for shard in tree(saved)["shards"]] == [10] * 7 + [2]
     assert [made["edit"] for made in tree(saved)["edits"]] == ["remove", "relabel", "relabel", "append"]
     assert storage.is_of(saved, "made of this") and tree(saved)["parameters_sha256"] == KEY
     assert set(files_of(saved)) == manifest.named(manifest.read(saved)) | {"manifest.json"}
@@ -389,7 +388,7 @@ def test_only_what_changes_is_written(saved):
             lambda folder: amend.append(folder, some(2).replace(ids=jnp.arange(2), embeddings=jnp.zeros((2, 2)))),
             "embeddings have the structure",
         ),
-        (lambda folder: amend.replace(folder, some(2, "b" * 64), "index"), "stale"),
+        (lambda folder: amend.index(folder, some(2, "b" * 64)), "stale"),
     ],
 )
 def test_impossible_edits_change_nothing(saved, change, message):
@@ -430,17 +429,45 @@ def test_two_edits_at_once_are_not_mixed(saved, monkeypatch):
     assert equal(storage.load(saved, KEY), some().relabel([25], 4))
 
 
-def test_compaction_on_disk_keeps_the_history(saved):
-    amend.remove(saved, [7, 9])
-    compacted = storage.load(saved, KEY).compact()
-    amend.replace(saved, compacted, "compact")
-    assert equal(storage.load(saved, KEY), compacted) and storage.is_of(saved, "made of this")
+def test_compaction_on_disk_is_that_in_memory(saved):
+    amend.remove(saved, [7, 9, *range(17, 27)])
+    wanted = storage.load(saved, KEY).compact()
+    amend.compact(saved)
+    assert equal(storage.load(saved, KEY), wanted) and storage.is_of(saved, "made of this")
+    assert [shard["rows"] for shard in tree(saved)["shards"]] == [10, 3]
     assert [made["edit"] for made in tree(saved)["edits"]] == ["remove", "compact"]
+    assert set(files_of(saved)) == manifest.named(manifest.read(saved)) | {"manifest.json"}
+
+
+def test_a_compacted_database_of_nobody_has_one_place(saved):
+    amend.remove(saved, np.arange(7, 32))
+    amend.compact(saved)
+    assert (storage.info(saved)["rows"], storage.info(saved)["examples"]) == (1, 0)
+    amend.append(saved, some(2).replace(ids=jnp.arange(2)))
+    assert storage.load(saved, KEY).ids.tolist() == [0, 1]
+
+
+def test_appended_examples_take_empty_places_before_new_ones(saved):
+    amend.remove(saved, [9, 30])
+    few = some(1).replace(ids=jnp.arange(1))
+    untouched = {name for name in files_of(saved) if name.startswith(("00001", "00002"))}
+    amend.append(saved, few)
+    loaded = storage.load(saved, KEY)
+    assert loaded.capacity == 25 and loaded.ids[2] == 0 and loaded.ids[23] == -1
+    assert untouched <= set(files_of(saved))
+
+
+def test_rows_are_taken_from_any_places(saved):
+    stored = shards.read(saved)
+    rows, keys = np.array([[24, 0, -1], [9, 10, 24]]), np.asarray(some().embeddings["keys"])
+    taken = stored.take(stored.place("embeddings", "keys"), rows)
+    np.testing.assert_array_equal(taken, np.where(rows[..., None] >= 0, keys[rows], 0))
+    np.testing.assert_array_equal(stored.take(stored.place("ids"), rows), np.where(rows >= 0, rows + 7, -1))
 
 
 def test_an_index_is_kept_until_rows_are_appended(saved):
     indexed = storage.load(saved, KEY).index(4)
-    amend.replace(saved, indexed, "index")
+    amend.index(saved, indexed)
     assert equal(storage.load(saved, KEY), indexed) and storage.info(saved)["blocks"] == 7
     amend.remove(saved, [9])
     assert equal(storage.load(saved, KEY), indexed.remove([9]))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from protojax import candidates, checkpoint, database, manifest, ondisk, ops, sharding, storage
+from protojax import candidates, checkpoint, database, manifest, ondisk, ops, sharding, shards, storage
 from protojax.candidates import CandidateDatabase
 from protojax.methods.method import Method
 
@@ -22,7 +22,7 @@ def some() -> CandidateDatabase:
     }
     labels = jnp.asarray(rng.integers(0, 4, N), jnp.int32)
     return CandidateDatabase(
-        jnp.arange(N, dtype=jnp.int32), labels, embeddings, encoder=jnp.asarray(storage.encoder_leaf("a" * 64))
+        jnp.arange(N, dtype=jnp.int32), labels, embeddings, encoder=jnp.asarray(shards.encoder_leaf("a" * 64))
     )
 
 
@@ -120,7 +120,7 @@ def test_shards_are_solved_by_all_devices(tmp_path, monkeypatch, normalizer):
     options = {"width": 40, "classes": 4, "exclude": np.arange(9), "normalizer": normalizer}
     keys, values = memory.embeddings["keys"], memory.embeddings["values"]
     wanted = ops.attend(asked, keys, values, ids=memory.ids, labels=memory.labels, execution="dense", **options)
-    got = ondisk.attend(storage.shards(tmp_path / "database"), asked, mesh=sharding.mesh(), **options)
+    got = ondisk.attend(shards.read(tmp_path / "database"), asked, mesh=sharding.mesh(), **options)
     for name in ("outputs", "ids", "labels", "weights", "size", "threshold", "exact", "class_mass"):
         np.testing.assert_allclose(getattr(got, name), getattr(wanted, name), atol=2e-6, rtol=1e-5, err_msg=name)
 
