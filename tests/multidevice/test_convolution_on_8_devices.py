@@ -6,27 +6,34 @@ import numpy as np
 from jax import lax
 
 from protojax import sharding
-from protojax.networks import convolution
+from protojax.networks import windows
+from protojax.networks.convolution import conv_general_dilated
 
 COLLECTIVE = re.compile(r" = (.*) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 
+SHAPES = (3, 3, 3, 4), (3, 3, 4, 5), (3, 3, 1, 5)
+"""The last has one filter a channel."""
+
 
 def test_a_split_batch_stays_where_it_is(monkeypatch):
-    monkeypatch.setattr(convolution, "_CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(windows, "_CHUNK_BYTES", 20_000)
     mesh = sharding.mesh()
     split, replicated = sharding.along_data(mesh), sharding.replicated(mesh)
     rng = np.random.default_rng(0)
-    kernels = [jnp.asarray(rng.normal(size=shape) / 3, jnp.float32) for shape in ((3, 3, 3, 4), (3, 3, 4, 5))]
+    kernels = [jnp.asarray(rng.normal(size=shape) / 3, jnp.float32) for shape in SHAPES]
     x = jnp.asarray(rng.normal(size=(48, 9, 9, 3)), jnp.float32)
 
     def loss(convolve, kernels, x):
-        for stride, kernel in enumerate(kernels, start=1):
-            numbers = ("NHWC", "HWIO", "NHWC")
-            x = jnp.tanh(convolve(x, kernel, (stride, stride), [(1, 1), (1, 1)], dimension_numbers=numbers))
+        for stride, kernel in zip((1, 2, 1), kernels, strict=True):
+            more = {
+                "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+                "feature_group_count": x.shape[-1] // kernel.shape[-2],
+            }
+            x = jnp.tanh(convolve(x, kernel, (stride, stride), [(1, 1), (1, 1)], **more))
         return jnp.sum(jnp.square(x))
 
     gradient = jax.jit(
-        lambda kernels, x: jax.grad(loss, 1)(convolution.conv_general_dilated, kernels, x),
+        lambda kernels, x: jax.grad(loss, 1)(conv_general_dilated, kernels, x),
         in_shardings=(replicated, split),
         out_shardings=replicated,
     )

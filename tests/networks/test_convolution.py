@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from protojax.networks import convolution
+from protojax.networks import windows
 from protojax.networks.convolution import conv_general_dilated
 
 NUMBERS = {1: ("NHC", "HIO", "NHC"), 2: ("NHWC", "HWIO", "NHWC")}
@@ -52,9 +52,9 @@ def test_gradients_are_those_of_jax_for_any_padding(padding, stride):
 
 
 def test_gradients_of_a_batch_in_many_chunks(monkeypatch):
-    monkeypatch.setattr(convolution, "_CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(windows, "_CHUNK_BYTES", 20_000)
     x, w = _random(4, 30, 8, 8, 3), _random(5, 3, 3, 3, 4)
-    assert convolution._chunk(30, 4 * 64 * (9 + 12)) == 3
+    assert windows._chunk(30, 4 * 64 * (9 + 12)) == 3
     _assert_like_jax(x, w, 1, "SAME")
     _assert_like_jax(x, w, 2, "SAME")
 
@@ -115,19 +115,48 @@ def test_gradients_are_those_of_jax_for_the_transposed_convolutions_of_the_decod
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * float(jnp.abs(theirs).max()))
 
 
+def _assert_one_filter_a_channel_is_like_jax(x, w, stride, padding):
+    more = {"dimension_numbers": NUMBERS[x.ndim - 2], "feature_group_count": x.shape[-1]}
+    made = [
+        jax.value_and_grad(lambda x, w, f=f: jnp.sin(f(x, w, (stride,) * (x.ndim - 2), padding, **more)).sum(), (0, 1))(
+            x, w
+        )
+        for f in (conv_general_dilated, lax.conv_general_dilated)
+    ]
+    for ours, theirs in zip(*map(jax.tree.leaves, made), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * float(jnp.abs(theirs).max()))
+
+
 @pytest.mark.parametrize("padding", ["SAME", "VALID", [(0, 3), (2, 0)]])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("axes", [1, 2])
 def test_one_filter_a_channel_is_the_convolution_of_jax(axes, stride, padding):
     padding = padding[:axes] if isinstance(padding, list) else padding
     x, w = _random(19, 3, *(9, 8)[:axes], 4), _random(20, *(5, 3)[:axes], 1, 4)
-    more = {"dimension_numbers": NUMBERS[axes], "feature_group_count": 4}
-    made = [
-        jax.value_and_grad(lambda x, w, f=f: jnp.sin(f(x, w, (stride,) * axes, padding, **more)).sum(), (0, 1))(x, w)
-        for f in (conv_general_dilated, lax.conv_general_dilated)
-    ]
-    for ours, theirs in zip(*map(jax.tree.leaves, made), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * float(jnp.abs(theirs).max()))
+    _assert_one_filter_a_channel_is_like_jax(x, w, stride, padding)
+
+
+def test_one_filter_a_channel_of_a_batch_in_many_chunks(monkeypatch):
+    monkeypatch.setattr(windows, "_CHUNK_BYTES", 10_000)
+    x, w = _random(21, 30, 8, 8, 4), _random(22, 3, 3, 1, 4)
+    assert windows._chunk(30, 4 * 4 * 64 * 3) == 3
+    _assert_one_filter_a_channel_is_like_jax(x, w, 1, "SAME")
+    _assert_one_filter_a_channel_is_like_jax(x, w, 2, "SAME")
+
+
+def test_one_filter_a_channel_has_second_derivatives():
+    x, w = _random(23, 2, 6, 5, 3), _random(24, 3, 3, 1, 3)
+    more = {"dimension_numbers": NUMBERS[2], "feature_group_count": 3}
+
+    def penalty(convolve, x, w):
+        def loss(x, w):
+            return jnp.sin(convolve(x, w, (2, 2), "SAME", **more)).sum()
+
+        return sum(jnp.square(part).sum() for part in jax.grad(loss, (0, 1))(x, w))
+
+    ours, theirs = (jax.grad(penalty, (1, 2))(f, x, w) for f in (conv_general_dilated, lax.conv_general_dilated))
+    for got, wanted in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * float(jnp.abs(wanted).max()))
 
 
 def test_one_filter_a_channel_is_no_convolution_on_cpu_alone():
