@@ -24,7 +24,7 @@ def confusions(folders: Sequence[Path]) -> dict[str, Any]:
 
     Raises:
       RunError: a folder holds no run, or none that was evaluated, or its files are damaged.
-      ValueError: a folder stands there twice, or the classes differ.
+      ValueError: a folder stands there twice, or the classes or the test examples differ.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError(f"{folders[0]} would be compared with itself; give two different run folders")
@@ -34,6 +34,13 @@ def confusions(folders: Sequence[Path]) -> dict[str, Any]:
             raise ValueError(
                 f"{folders[0]} has the classes {', '.join(names[0])}, but {folder} has {', '.join(own)}; "
                 "only runs with the same classes can be compared"
+            )
+    sets = [run.test_examples(folder) for folder in folders]
+    for folder, own in zip(folders[1:], sets[1:], strict=True):
+        if own != sets[0]:
+            raise ValueError(
+                f"{folders[0]} was scored on {sets[0]}, but {folder} on {own}; only runs scored on the same examples "
+                "can be compared"
             )
     return {
         "schema": SCHEMA,
@@ -46,8 +53,8 @@ def write(folder: Path, record: dict[str, Any]) -> list[Path]:
     """Writes what `confusions` returned as `confusions.json` and `confusions.png` into a folder; returns both files."""
     folder.mkdir(parents=True, exist_ok=True)
     runs = record["runs"]
-    common = os.path.commonpath([scored["run"] for scored in runs])
-    shown = [os.path.relpath(scored["run"], common) for scored in runs]
+    places = [os.path.abspath(scored["run"]) for scored in runs]
+    shown = [os.path.relpath(place, os.path.commonpath(places)) for place in places]
     run.write_json(folder / "confusions.json", record)
     picture = portraits.confusions(
         folder / "confusions.png", dict(zip(shown, runs, strict=True)), record["label_names"]

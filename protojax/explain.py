@@ -10,7 +10,7 @@ import numpy as np
 from protojax import figures, readable, tables
 from protojax.evaluate import Scored, number
 
-SCHEMA = "protojax.explanation/1"
+SCHEMA = "protojax.explanation/2"
 WRONG_LABELS_SCHEMA = "protojax.wrong_labels/1"
 
 ROWS_A_PICTURE = 12
@@ -72,6 +72,7 @@ def records(
     candidates: Any,
     label_names: Sequence[str],
     split: str = "test",
+    own_prototypes: bool = False,
 ) -> dict[str, Any]:
     """Decisions as plain JSON values.
 
@@ -82,13 +83,14 @@ def records(
       candidates: the examples that prototypes come from: the training split, or all splits.
       label_names: names of the classes; labels are positions in this list.
       split: name of the split.
+      own_prototypes: whether the method has prototypes of its own, each shown as the training example nearest to it.
 
     Returns:
       `schema`, `label_names` and `decisions`. Each has `id`, `split`, `label`, `predicted`, `encoder_predicted` (None
       where the network alone decides nothing), `confidence`, `support_size` (training examples with a weight; more than
       are listed where the support is wider than what was kept) and `prototypes`, heaviest first: `id`, `label`,
-      `weight` and `wrong_label`, whether its label is not that of the decision's example. Texts and rows stand in
-      `input`.
+      `weight` and `wrong_label`, whether its label is not that of the decision's example (None with prototypes of the
+      method's own, which may speak for any class). Texts and rows stand in `input`.
 
     Raises:
       ValueError: an example of `scored` is in neither source.
@@ -105,7 +107,7 @@ def records(
                 "encoder_predicted": None if encoder_predicted is None else int(encoder_predicted[position]),
                 "confidence": number(scored.confidence[position]),
                 "support_size": int(scored.support.size[position]),
-                "prototypes": _prototypes(scored, position),
+                "prototypes": _prototypes(scored, position, own_prototypes),
             }
         )
     prototypes = [prototype for decision in decisions for prototype in decision["prototypes"]]
@@ -175,13 +177,14 @@ def write(
     candidates: Any,
     label_names: Sequence[str],
     split: str = "test",
+    own_prototypes: bool = False,
 ) -> list[Path]:
     """Writes decisions for people and for programs.
 
-    `explanations.json` holds the records and `wrong_labels.json` the wrong-label prototypes of the whole split. Beside
-    them stand grids `explanations.png` for images (`explanations-2.png` and so on for more than fit one), or a table
-    `explanations.md` for texts and rows; and `wrong_labels.png` or `.md`, the decisions where wrong-label prototypes
-    weigh most.
+    `explanations.json` holds the records. Beside it stand grids `explanations.png` for images (`explanations-2.png` and
+    so on for more than fit one), or a table `explanations.md` for texts and rows. Where decisions lean on training
+    examples themselves, `wrong_labels.json` holds the wrong-label prototypes of the whole split, and `wrong_labels.png`
+    or `.md` shows the decisions where these weigh most.
 
     Args:
       folder: receives the files; made where it does not exist.
@@ -191,6 +194,7 @@ def write(
       candidates: the examples that prototypes come from.
       label_names: names of the classes.
       split: name of the split.
+      own_prototypes: as in `records`.
 
     Returns:
       The files written.
@@ -198,17 +202,21 @@ def write(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for old in (*folder.glob("explanations*"), *folder.glob("wrong_labels*")):
-        if old.suffix in (".png", ".md"):
+        if old.suffix in (".png", ".md", ".json"):
             old.unlink()
-    chosen = records(scored, positions, source, candidates, label_names, split)
-    mistaken = wrong_label_prototypes(scored, label_names, split)
-    files = [_write_json(folder / "explanations.json", chosen), _write_json(folder / "wrong_labels.json", mistaken)]
-    worst = select(scored, [decision["id"] for decision in mistaken["decisions"][:ROWS_A_PICTURE]])
-    mistaken = records(scored, worst, source, candidates, label_names, split)
-    titles = {
-        "explanations": (f"Decisions on the {split} split and the training examples that made them", chosen),
-        "wrong_labels": (f"Prototypes with a wrong label: where they weigh most on the {split} split", mistaken),
-    }
+    chosen = records(scored, positions, source, candidates, label_names, split, own_prototypes)
+    files, title = [_write_json(folder / "explanations.json", chosen)], f"Decisions on the {split} split"
+    if own_prototypes:
+        titles = {"explanations": (f"{title}; of a prototype, the training example nearest to it", chosen)}
+    else:
+        mistaken = wrong_label_prototypes(scored, label_names, split)
+        files.append(_write_json(folder / "wrong_labels.json", mistaken))
+        worst = select(scored, [decision["id"] for decision in mistaken["decisions"][:ROWS_A_PICTURE]])
+        mistaken = records(scored, worst, source, candidates, label_names, split)
+        titles = {
+            "explanations": (f"{title} and the training examples that made them", chosen),
+            "wrong_labels": (f"Prototypes with a wrong label: where they weigh most on the {split} split", mistaken),
+        }
     for name, (title, explained) in titles.items():
         if readable.has_images(source):
             files += _pictures(folder, name, title, explained, source, candidates)
@@ -223,14 +231,14 @@ def _check_count(wanted: int, there: int, what: str) -> None:
         raise ValueError(f"{wanted} least confident were asked for among {there} {what}{advice}")
 
 
-def _prototypes(scored: Scored, position: int) -> list[dict[str, Any]]:
+def _prototypes(scored: Scored, position: int, own_prototypes: bool = False) -> list[dict[str, Any]]:
     support, label = scored.support, scored.labels[position]
     return [
         {
             "id": int(support.ids[position, j]),
             "label": int(support.labels[position, j]),
             "weight": number(support.weights[position, j]),
-            "wrong_label": bool(support.labels[position, j] != label),
+            "wrong_label": None if own_prototypes else bool(support.labels[position, j] != label),
         }
         for j in np.flatnonzero(support.weights[position] > 0)
     ]
@@ -253,7 +261,7 @@ def _pictures(
             prototypes = decision["prototypes"][:PROTOTYPES_A_ROW]
             images = readable.shown(candidates, [p["id"] for p in prototypes], _CANDIDATES)
             cells = [
-                figures.Cell(image, tables.weight(p), tables.label(p, names), p["id"], p["wrong_label"])
+                figures.Cell(image, tables.weight(p), tables.label(p, names), p["id"], bool(p["wrong_label"]))
                 for p, image in zip(prototypes, images, strict=True)
             ]
             query = readable.shown(source, [decision["id"]], f"split {decision['split']}")[0]

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 COLLAPSED = 1e-3
-"""Share of the mean squared distance between prototypes under which two of them count as one."""
+"""Share of what is usual under which the squared distance of two prototypes makes them one. Usual is the mean between
+prototypes or, where all of these fell together, the median of an example to the prototype nearest to it."""
 SAME_PICTURE = 0.01
 """Mean absolute difference of pixels in [0, 1] under which two decoded prototypes are the same picture."""
 
@@ -30,9 +31,10 @@ def examine(views: Mapping[str, np.ndarray], decided: np.ndarray, classes: int) 
     first, second = np.triu_indices(len(prototypes), k=1)
     apart = np.square(prototypes[first] - prototypes[second]).sum(axis=1)
     unlike = np.abs(pictures[first] - pictures[second]).mean(axis=1)
-    collapsed = apart <= COLLAPSED * apart.mean() if len(apart) else np.zeros(0, bool)
+    typical = np.asarray(views["typical_distance"], np.float64)
+    collapsed = apart <= COLLAPSED * max(apart.mean(), typical[0]) if len(apart) else np.zeros(0, bool)
     same = unlike <= SAME_PICTURE
-    far = np.asarray(views["nearest_distances"])[:, 0] > np.asarray(views["typical_distance"])
+    far = np.asarray(views["nearest_distances"])[:, 0] > typical
     labels = np.asarray(views["nearest_labels"])[:, 0]
     return {
         "prototypes": len(prototypes),

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from protojax import figures
 
-SCHEMA = "protojax.portraits/1"
+SCHEMA = "protojax.portraits/2"
 
 
 class Subject(NamedTuple):
@@ -60,12 +60,7 @@ def write(
     if "prototype_pictures" in views:
         drawn["prototypes"] = _prototypes(views, nearest, label_names)
     if "attention_in_image" in views:
-        overlays = [(image, heat) for image, heat in zip(originals, views["attention_in_image"], strict=True)]
-        drawn["attention"] = _rows(
-            "Originals, where the tokens that get attention look (scaled by image), attended tokens decoded",
-            {"": originals, " ": overlays, "  ": list(views["reconstructions"])},
-            names,
-        )
+        drawn["attention"] = _attention(views, originals, names)
     tables = {
         "prototype_to_class": (
             "Weights of distances (rows: prototypes): nearness speaks for small ones",
@@ -82,11 +77,13 @@ def write(
                 # What all classes have in common decides nothing, and is large where logits are sums of distances.
                 values = values - values.mean(axis=1, keepdims=True)
             drawn[name] = matrix(title, values, rows, columns)
+    if deformed is not None:
+        views = {**views, "deformed": deformed}
     record = {
         "schema": SCHEMA,
         "label_names": list(label_names),
         "images": [{"id": subject.id, "label": subject.label} for subject in subjects],
-        "views": {name: np.asarray(view, np.float64).round(6).tolist() for name, view in views.items()},
+        "views": {name: _numbers(view) for name, view in views.items()},
     }
     path = folder / "portraits.json"
     path.write_text(json.dumps(record, allow_nan=False) + "\n", encoding="utf-8")
@@ -144,21 +141,46 @@ def confusions(path: Path, results: Mapping[str, Mapping[str, Any]], label_names
 
 
 def _rows(title: str, rows: Mapping[str, Sequence[Any]], names: Sequence[str]) -> Figure:
-    """Images in rows, column by column the same subject; a pair is an image with a heat map over it."""
-    columns = len(names)
-    figure = Figure(figsize=(max(0.8 * columns, 6), 0.6 + 0.95 * len(rows)), layout="constrained")
+    """Images in rows, column by column the same subject."""
+    figure, grid = _grid(title, len(rows), names)
+    for line, images in zip(grid, rows.values(), strict=True):
+        for axes, image in zip(line, images, strict=True):
+            _show(axes, image)
+    return figure
+
+
+def _attention(views: Mapping[str, np.ndarray], originals: Sequence[np.ndarray], names: Sequence[str]) -> Figure:
+    """Where the tokens look that get more, or less, attention than others; and the attended tokens decoded."""
+    title = "Originals, where the tokens with attention look, attended tokens decoded"
+    figure, grid = _grid(title, 3, names)
+    times = np.log2(np.asarray(views["attention_in_image"], np.float64))
+    bound = max(float(np.abs(times).max()), 0.01)
+    for column, original in zip(range(len(names)), originals, strict=True):
+        _show(grid[0, column], original)
+        _show(grid[1, column], original)
+        heat = grid[1, column].imshow(times[column], cmap="coolwarm", vmin=-bound, vmax=bound, alpha=0.6)
+        _show(grid[2, column], views["reconstructions"][column])
+    bar = figure.colorbar(heat, ax=grid, shrink=0.8, ticks=[-bound, 0, bound])
+    bar.ax.set_yticklabels([f"{2**tick:.2g}" for tick in (-bound, 0, bound)], fontsize=7)
+    bar.set_label("times equal attention", fontsize=7)
+    return figure
+
+
+def _grid(title: str, lines: int, names: Sequence[str]) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(max(0.8 * len(names), 6), 0.6 + 0.95 * lines), layout="constrained")
     figure.suptitle(title, fontsize=10)
-    grid = figure.subplots(len(rows), columns, squeeze=False)
+    grid = figure.subplots(lines, len(names), squeeze=False)
+    for axes in grid.ravel():
+        axes.set_axis_off()
     for axes, name in zip(grid[0], names, strict=True):
         axes.set_title(name[:12], fontsize=7)
-    for line, images in zip(grid, rows.values(), strict=True):
-        for axes, shown in zip(line, images, strict=True):
-            axes.set_axis_off()
-            image, heat = shown if isinstance(shown, tuple) else (shown, None)
-            _show(axes, image)
-            if heat is not None:
-                axes.imshow(heat, cmap="inferno", alpha=0.6)
-    return figure
+    return figure, grid
+
+
+def _numbers(view: np.ndarray) -> Any:
+    """Nested lists for JSON, which has no infinity: None stands for what is not there."""
+    rounded = np.asarray(view, np.float64).round(6)
+    return np.where(np.isfinite(rounded), rounded, None).tolist()
 
 
 def _prototypes(views: Mapping[str, np.ndarray], nearest: Sequence[np.ndarray], label_names: Sequence[str]) -> Figure:

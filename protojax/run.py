@@ -88,6 +88,15 @@ def label_names(folder: Path) -> tuple[str, ...]:
     return _recorded(folder, lambda tree, record: tuple(tree["data"]["label_names"]))
 
 
+def test_examples(folder: Path) -> str:
+    """What a run was tested on, in words: data set, version, split and number of examples.
+
+    Raises:
+      RunError: as `read`.
+    """
+    return _recorded(folder, _test_examples)
+
+
 def results(folder: Path) -> dict[str, Any]:
     """What `results.json` of a run folder says; empty where there is none yet.
 
@@ -101,6 +110,11 @@ def results(folder: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise RunError(f"{path}: damaged: {error}; protojax evaluate --workdir {folder} writes it anew") from None
+
+
+def _test_examples(tree: Any, record: str) -> str:
+    about, split = tree["data"], tree["settings"]["data"]["test_split"]
+    return f"{about['counts']['test']} examples of {about['name']}:{about['version']}, split {split}"
 
 
 def _recorded(folder: Path, take: Callable[[Any, str], Any]) -> Any:

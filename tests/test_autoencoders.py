@@ -12,6 +12,7 @@ from protojax.networks import Autoencoder
 
 RNG = np.random.default_rng(0)
 SHAPE = (12, 12, 1)
+TRUNK = Autoencoder((5, 4), (2, 2))
 CLASSES = 3
 BATCH = {
     "id": jnp.arange(7, dtype=jnp.int32),
@@ -42,11 +43,10 @@ def method_and_variables(system: str, spread: float = 20.0):
 def made_by(system: str, method, variables) -> dict[str, np.ndarray]:
     """What the network makes of the batch, in float64."""
     settings = settings_of(system).method
-    trunk = Autoencoder((5, 4), (2, 2))
     if system == "prototypes":
-        network = prototype_autoencoder.Network(trunk, settings.prototypes, CLASSES)
+        network = prototype_autoencoder.Network(TRUNK, settings.prototypes, CLASSES)
     else:
-        network = attention_autoencoder.Network(trunk, settings.heads, settings.head, settings.prototypes, CLASSES)
+        network = attention_autoencoder.Network(TRUNK, settings.heads, settings.head, settings.prototypes, CLASSES)
     logits, made = network.apply(variables, BATCH["inputs"])
     return {"logits": np.asarray(logits, np.float64)} | {k: np.asarray(v, np.float64) for k, v in made.items()}
 
@@ -120,6 +120,53 @@ def test_token_attention_is_that_of_the_formula():
     np.testing.assert_allclose(attended, expected @ v, atol=1e-6)
 
 
+def test_attention_in_heads_is_that_of_the_formula():
+    tokens = jnp.asarray(RNG.normal(size=(2, 5, 6)), jnp.float32)
+    layer = attention_autoencoder.TokenAttention(heads=2)
+    variables = jax.tree.map(
+        lambda x: jnp.asarray(RNG.normal(size=x.shape), jnp.float32), layer.init(jax.random.key(1), tokens)
+    )
+    attended, alpha = layer.apply(variables, tokens)
+    x, own = np.asarray(tokens, np.float64), jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
+    parts = []
+    for head in range(2):
+        q, k, v = (x @ own[n]["kernel"][:, head] + own[n]["bias"][head] for n in ("query", "key", "value"))
+        scores = np.exp(q @ k.swapaxes(1, 2) / np.sqrt(3))
+        expected = scores / scores.sum(axis=-1, keepdims=True)
+        np.testing.assert_allclose(alpha[:, head], expected, atol=1e-5)
+        parts.append(expected @ v)
+    joined = np.concatenate(parts, axis=-1) @ own["join"]["kernel"] + own["join"]["bias"]
+    np.testing.assert_allclose(attended, joined, atol=1e-4)
+
+
+def test_what_attention_shows_is_what_tokens_receive():
+    method, variables = method_and_variables("attention")
+    made = made_by("attention", method, variables)
+    database = CandidateDatabase(BATCH["id"], BATCH["label"], method.encode(variables, BATCH["inputs"]))
+    views = method.views(variables, method.memory(variables, database), BATCH)
+    h, w, features = TRUNK.latent_shape(SHAPE)
+    alpha = np.asarray(made["attention"], np.float64)
+    received = np.array([alpha[b, :, :, t].mean() for b in range(len(alpha)) for t in range(h * w)]).reshape(-1, h * w)
+    np.testing.assert_allclose(np.asarray(views["attention"]).reshape(received.shape), received, rtol=1e-5)
+    assert np.ptp(received) > 1e-4
+    footprints = TRUNK.footprints(SHAPE)
+    shown = np.tensordot(received, footprints, axes=1)
+    equal = np.tensordot(np.full(h * w, 1 / (h * w)), footprints, axes=1)
+    np.testing.assert_allclose(views["attention_in_image"], shown / equal, rtol=1e-4)
+    latent = np.asarray(made["latent"], np.float64).reshape(len(alpha), h * w, features)
+    np.testing.assert_allclose(views["feature_to_image"], latent.sum(axis=1).T, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_decoded_are_the_attended_tokens():
+    method, variables = method_and_variables("linear")
+    made = made_by("linear", method, variables)
+    own = {"params": variables["params"]["autoencoder"]}
+    maps = jnp.asarray(made["latent"], jnp.float32).reshape(-1, *TRUNK.latent_shape(SHAPE))
+    np.testing.assert_allclose(TRUNK.apply(own, maps, SHAPE), made["reconstruction"], atol=1e-5)
+    unattended = TRUNK.apply(own, TRUNK.apply(own, BATCH["inputs"]), SHAPE)
+    assert np.abs(np.asarray(unattended) - made["reconstruction"]).max() > 1e-3
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_gradients_are_those_of_finite_differences(system):
     method, variables = method_and_variables(system)
@@ -176,8 +223,7 @@ def test_a_prediction_has_the_form_of_every_method(system):
     shares = np.exp(-(distances - distances.min(axis=1, keepdims=True)))
     shares /= shares.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(prediction.support.weights, -np.sort(-shares)[:, :3], atol=1e-5)
-    mass = np.stack([(shares * (np.asarray(memory.labels) == m)).sum(axis=1) for m in range(CLASSES)])
-    np.testing.assert_allclose(prediction.confidence, mass.max(axis=0), atol=1e-5)
+    np.testing.assert_array_equal(prediction.confidence, np.asarray(prediction.scores).max(axis=1))
 
 
 def test_prototypes_that_do_no_work_are_found():
@@ -201,6 +247,8 @@ def test_prototypes_that_do_no_work_are_found():
         "classes_without_prototype": [2, 3],
         "dead_classes": [2],
     }
+    together = {**views, "prototypes": prototypes * 1e-4}
+    assert len(health.examine(together, np.arange(4), 4)["collapsed"]) == 10
     lines = health.warnings(found, ["a", "b", "c", "d"])
     assert "prototypes that fell together: 1 and 3" in lines
     assert "classes that are never decided: c" in lines and len(lines) == 5
@@ -216,6 +264,17 @@ def test_what_does_not_fit_is_refused():
     tree["data"] = PIXELS
     with pytest.raises(config.SettingsError, match="heads = 3 does not divide the 10 features"):
         config.from_tree(tree, "test")
+    tree["method"]["heads"] = 2
+    tree["explain"] = {"width": 16}
+    with pytest.raises(config.SettingsError, match=r"width = 16, but decisions have 15 prototypes \(method"):
+        config.from_tree(tree, "test")
+    tree["explain"], tree["evaluate"] = {}, {"neighbours": 5}
+    with pytest.raises(config.SettingsError, match=r"evaluate\.neighbours needs a database of training examples"):
+        config.from_tree(tree, "test")
+    tree["encoder"]["filters"] = []
+    with pytest.raises(config.SettingsError, match=r"encoder\.filters"):
+        config.from_tree(tree, "test")
+    del tree["encoder"]["filters"]
     tree["encoder"]["strides"] = [2, 2]
     with pytest.raises(config.SettingsError, match="filters has 4 layers but strides has 2"):
         config.from_tree(tree, "test")

@@ -11,9 +11,10 @@ FIRST = [[8, 1, 1], [0, 10, 0], [2, 0, 3]]
 SECOND = [[10, 0, 0], [5, 5, 0], [0, 0, 5]]
 
 
-def run_folder(folder, confusion, names=NAMES):
+def run_folder(folder, confusion, names=NAMES, data="pets", count=25):
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"data": {"label_names": names}}))
+    about = {"label_names": names, "name": data, "version": "1.0.0", "counts": {"test": count}}
+    (folder / "run.json").write_text(json.dumps({"data": about, "settings": {"data": {"test_split": "test"}}}))
     if confusion is not None:
         results = {"experiment": f"of {folder.name}", "test": {"confusion": confusion}}
         (folder / "results.json").write_text(json.dumps(results))
@@ -51,11 +52,20 @@ def test_two_runs_side_by_side(runs, tmp_path, capsys):
     assert (tmp_path / "new" / "folder" / "confusions.png").exists()
 
 
+def test_a_relative_folder_beside_an_absolute_one(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert compare("a", runs[1]) == 0
+    record = json.loads((tmp_path / "a" / "figures" / "confusions.json").read_text())
+    assert [r["run"] for r in record["runs"]] == ["a", str(runs[1])]
+
+
 def test_what_cannot_be_compared_is_named(runs, tmp_path, capsys):
     first = runs[0]
     others = run_folder(tmp_path / "others", FIRST, ["cat", "dog", "fox"])
     fewer = run_folder(tmp_path / "fewer", [[1, 2], [3, 4]])
     fresh = run_folder(tmp_path / "fresh", None)
+    elsewhere = run_folder(tmp_path / "elsewhere", FIRST, data="zoo")
+    smaller = run_folder(tmp_path / "smaller", FIRST, count=20)
     damaged = run_folder(tmp_path / "damaged", FIRST)
     (damaged / "results.json").write_text("{")
     run_folder(tmp_path / "seeds" / "seed-3", FIRST)
@@ -69,6 +79,11 @@ def test_what_cannot_be_compared_is_named(runs, tmp_path, capsys):
         (fewer, f"{fewer}/results.json has no confusion matrix of its 3 classes"),
         (damaged, f"{damaged}/results.json: damaged: "),
         (others, f"{first} has the classes cat, dog, owl, but {others} has cat, dog, fox; only runs with the same"),
+        (
+            elsewhere,
+            f"{first} was scored on 25 examples of pets:1.0.0, split test, but {elsewhere} on 25 examples of zoo:1.0.0",
+        ),
+        (smaller, f"but {smaller} on 20 examples of pets:1.0.0, split test; only runs scored on the same examples"),
         (first, f"{first} would be compared with itself; give two different run folders"),
     ):
         assert compare(first, second) == 2

@@ -94,7 +94,7 @@ def test_more_least_confident_than_there_are_is_refused(wrong, asked, message):
 def test_records_follow_the_schema():
     test, train = sources("image")
     records = explain.records(SCORED, np.array([1, 2]), test, train, NAMES)
-    assert records["schema"] == "protojax.explanation/1" and records["label_names"] == list(NAMES)
+    assert records["schema"] == "protojax.explanation/2" and records["label_names"] == list(NAMES)
     assert records["decisions"][0] == {
         "id": 10,
         "split": "test",

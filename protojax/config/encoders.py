@@ -69,7 +69,7 @@ class AutoencoderSettings(Section):
     """A convolutional encoder and its mirrored decoder (Li et al. 2018)."""
 
     kind: Literal["autoencoder"] = "autoencoder"
-    filters: tuple[PositiveInt, ...] = (32, 32, 32, 10)
+    filters: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (32, 32, 32, 10)
     """Filters of the 3x3 convolutions; the last are the features of the latent map."""
     strides: tuple[PositiveInt, ...] = (2, 2, 2, 2)
     """Strides of the convolutions; (2, 2, 2, 1) leaves 16 latent tokens of a 28x28 image instead of 4."""

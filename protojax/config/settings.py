@@ -138,6 +138,7 @@ class Settings(Section):
                 f"method.heads = {self.method.heads} does not divide the {self.encoder.filters[-1]} features of a "
                 "token (the last of encoder.filters)"
             )
+        self._check_own_prototypes()
         if self.encoder.kind == "frozen":
             self._check_frozen(self.encoder)
         elif self.method.kind == "fine_tuning":
@@ -164,6 +165,19 @@ class Settings(Section):
         if self.train.candidates != "sampled" and self.method.kind != "protoattend":
             raise ValueError(f"train.candidates = {self.train.candidates!r} is for protoattend")
         return self
+
+    def _check_own_prototypes(self) -> None:
+        names = {"prototype_autoencoder": "prototypes", "attention_autoencoder": "prototypes", "protoquant": "codes"}
+        if (name := names.get(self.method.kind)) is None:
+            return
+        count, width = getattr(self.method, name), self.explain.width
+        if width is not None and width > count:
+            raise ValueError(f"explain.width = {width}, but decisions have {count} prototypes (method.{name})")
+        if self.evaluate.neighbours:
+            raise ValueError(
+                "evaluate.neighbours needs a database of training examples, and decisions of "
+                f"{self.method.kind} lean on prototypes of its own: set it to 0"
+            )
 
     def _check_frozen(self, encoder: FrozenSettings) -> None:
         if self.data.augment != AugmentSettings():

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jax import lax
@@ -137,20 +138,24 @@ def build(autoencoder: nn.Module, classes: int, settings: AttentionAutoencoderSe
         logits, made = network.apply(variables, batch["inputs"])
         if settings.head == "linear":
             return without_support(logits, width)
-        return decided(logits, made["distances"], memory, classes, width)
+        return decided(logits, made["distances"], memory, width)
 
     def views(variables: Variables, memory: CandidateDatabase, batch: Batch) -> dict[str, jax.Array]:
         logits, made = network.apply(variables, batch["inputs"])
         shape = batch["inputs"].shape[1:]
         height, width, features = autoencoder.latent_shape(shape)
-        # What a token gets from all heads and all tokens that look at it, on average.
+        footprints = autoencoder.footprints(shape)
+        equal = footprints.mean(axis=0)
+        relative = np.where(equal > 0, footprints / np.where(equal > 0, equal, 1), 1)
+        # What a token gets from all heads and all tokens that look at it, on average. In the image it is 1 where equal
+        # attention would be as high: footprints crowd in the middle, which says nothing of attention.
         received = made["attention"].mean(axis=(1, 2))
         shown = {
             "reconstructions": nn.sigmoid(made["reconstruction"]),
             "image_to_class": logits,
             "feature_to_image": made["latent"].reshape(len(logits), -1, features).sum(axis=1).T,
             "attention": received.reshape(-1, height, width),
-            "attention_in_image": jnp.einsum("bt,tyx->byx", received, autoencoder.footprints(shape)),
+            "attention_in_image": jnp.einsum("bt,tyx->byx", received, relative),
         }
         if settings.head == "distances":
             shown |= views_of_prototypes(network, variables, memory, shape)

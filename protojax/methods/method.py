@@ -44,7 +44,8 @@ class Prediction(NamedTuple):
     """float32 `[batch, classes]`: class probabilities of the network alone; None where it decides nothing."""
     support: Support
     confidence: jax.Array
-    """float32 `[batch]` in [0, 1]."""
+    """float32 `[batch]` in [0, 1]: where decisions lean on training examples, how far these agree (ProtoAttend, section
+    3.3); where they do not, the probability of the class."""
     prototypes_for: jax.Array
     """int32 `[batch, len(SHARES)]`: the fewest largest weights whose sum reaches each share."""
 
@@ -74,7 +75,8 @@ class Method(NamedTuple):
     """`encode(variables, inputs)`: the embeddings that memory keeps, a pytree of arrays `[batch, ...]`."""
     predict: Callable[..., Prediction]
     """`predict(variables, memory, batch, width)`: the prediction for `batch["inputs"]`, with `width` (static) places in
-    its support; an entry of memory with the id of its query gets no weight, so training examples are judged by others.
+    its support. Where memory holds the training examples themselves, the one with the id of its query gets no weight,
+    so that training examples are judged by others.
     """
     memory: Callable[[Variables, CandidateDatabase], CandidateDatabase] = lambda variables, database: database
     """`memory(variables, database)`: what predictions lean on, made of encoded training examples; they themselves where

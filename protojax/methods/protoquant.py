@@ -222,11 +222,12 @@ def build(
 
     def predict(variables: Variables, memory: CandidateDatabase, batch: Batch, width: int) -> Prediction:
         logits, frozen_logits, shares, _ = decide(variables, batch["inputs"])
+        scores = nn.softmax(logits)
         return Prediction(
-            scores=nn.softmax(logits),
+            scores=scores,
             encoder_scores=nn.softmax(frozen_logits) if has_head else None,
             support=support_of(shares, memory.ids, memory.labels, width),
-            confidence=ops.class_mass(shares, memory.labels, classes).max(axis=-1),
+            confidence=scores.max(axis=-1),
             prototypes_for=ops.fewest_for(shares, SHARES),
         )
 

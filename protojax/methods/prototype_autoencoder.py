@@ -115,7 +115,7 @@ def build(
 
     def predict(variables: Variables, memory: CandidateDatabase, batch: Batch, width: int) -> Prediction:
         logits, made = network.apply(variables, batch["inputs"])
-        return decided(logits, made["distances"], memory, classes, width)
+        return decided(logits, made["distances"], memory, width)
 
     def views(variables: Variables, memory: CandidateDatabase, batch: Batch) -> dict[str, jax.Array]:
         logits, made = network.apply(variables, batch["inputs"])
@@ -152,6 +152,7 @@ def views_of_prototypes(
     }
 
 
+@jax.jit
 def nearest_examples(prototypes: jax.Array, database: CandidateDatabase) -> CandidateDatabase:
     """The prototypes as what decisions lean on: each stands for the training example nearest to it.
 
@@ -173,14 +174,16 @@ def nearest_examples(prototypes: jax.Array, database: CandidateDatabase) -> Cand
     return CandidateDatabase(nearest["ids"][:, 0], nearest["labels"][:, 0], nearest, encoder=database.encoder)
 
 
-def decided(logits: jax.Array, distances: jax.Array, memory: CandidateDatabase, classes: int, width: int) -> Prediction:
+def decided(logits: jax.Array, distances: jax.Array, memory: CandidateDatabase, width: int) -> Prediction:
     """The prediction of a head that reads distances to prototypes.
+
+    Its support says how near each prototype is, by softmax(-distance). The linear layer decides, and prototypes may
+    speak for other classes than that of their nearest example, so the confidence is the probability of the class.
 
     Args:
       logits: `[batch, classes]`.
       distances: `[batch, prototypes]`, squared.
       memory: from `nearest_examples`.
-      classes: number of classes.
       width: places of the support, at most the number of prototypes.
     """
     scores, weights = nn.softmax(logits), ops.softmax(-distances)
@@ -188,6 +191,6 @@ def decided(logits: jax.Array, distances: jax.Array, memory: CandidateDatabase, 
         scores=scores,
         encoder_scores=scores,
         support=support_of(weights, memory.ids, memory.labels, width),
-        confidence=ops.class_mass(weights, memory.labels, classes).max(axis=-1),
+        confidence=scores.max(axis=-1),
         prototypes_for=ops.fewest_for(weights, SHARES),
     )
