@@ -146,10 +146,7 @@ def explain_run(
         if jax.process_index() > 0:
             return []
         everything = readable.everything(opened.dataset)
-        own_prototypes = opened.method.leans_on is None
-        files = explain.write(
-            opened.folder / "figures", scored, positions, source, everything, names, split, own_prototypes
-        )
+        files = explain.write(opened.folder / "figures", scored, positions, source, everything, names, split)
         return files + self_portrait.draw(opened, source, positions)
 
 

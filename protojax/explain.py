@@ -72,7 +72,6 @@ def records(
     candidates: Any,
     label_names: Sequence[str],
     split: str = "test",
-    own_prototypes: bool = False,
 ) -> dict[str, Any]:
     """Decisions as plain JSON values.
 
@@ -83,14 +82,14 @@ def records(
       candidates: the examples that prototypes come from: the training split, or all splits.
       label_names: names of the classes; labels are positions in this list.
       split: name of the split.
-      own_prototypes: whether the method has prototypes of its own, each shown as the training example nearest to it.
 
     Returns:
       `schema`, `label_names` and `decisions`. Each has `id`, `split`, `label`, `predicted`, `encoder_predicted` (None
       where the network alone decides nothing), `confidence`, `support_size` (training examples with a weight; more than
       are listed where the support is wider than what was kept) and `prototypes`, heaviest first: `id`, `label`,
-      `weight` and `wrong_label`, whether its label is not that of the decision's example (None with prototypes of the
-      method's own, which may speak for any class). Texts and rows stand in `input`.
+      `weight` and `wrong_label`, whether its label is not that of the decision's example . A method's own prototype has
+      its number, `prototype`, and stands for the training example nearest to it; it may speak for any class, and its
+      `wrong_label` is None. Texts and rows stand in `input`.
 
     Raises:
       ValueError: an example of `scored` is in neither source.
@@ -107,7 +106,7 @@ def records(
                 "encoder_predicted": None if encoder_predicted is None else int(encoder_predicted[position]),
                 "confidence": number(scored.confidence[position]),
                 "support_size": int(scored.support.size[position]),
-                "prototypes": _prototypes(scored, position, own_prototypes),
+                "prototypes": _prototypes(scored, position),
             }
         )
     prototypes = [prototype for decision in decisions for prototype in decision["prototypes"]]
@@ -177,7 +176,6 @@ def write(
     candidates: Any,
     label_names: Sequence[str],
     split: str = "test",
-    own_prototypes: bool = False,
 ) -> list[Path]:
     """Writes decisions for people and for programs.
 
@@ -194,7 +192,6 @@ def write(
       candidates: the examples that prototypes come from.
       label_names: names of the classes.
       split: name of the split.
-      own_prototypes: as in `records`.
 
     Returns:
       The files written.
@@ -204,9 +201,9 @@ def write(
     for old in (*folder.glob("explanations*"), *folder.glob("wrong_labels*")):
         if old.suffix in (".png", ".md", ".json"):
             old.unlink()
-    chosen = records(scored, positions, source, candidates, label_names, split, own_prototypes)
+    chosen = records(scored, positions, source, candidates, label_names, split)
     files, title = [_write_json(folder / "explanations.json", chosen)], f"Decisions on the {split} split"
-    if own_prototypes:
+    if scored.support.prototypes is not None:
         titles = {"explanations": (f"{title}; of a prototype, the training example nearest to it", chosen)}
     else:
         mistaken = wrong_label_prototypes(scored, label_names, split)
@@ -231,14 +228,16 @@ def _check_count(wanted: int, there: int, what: str) -> None:
         raise ValueError(f"{wanted} least confident were asked for among {there} {what}{advice}")
 
 
-def _prototypes(scored: Scored, position: int, own_prototypes: bool = False) -> list[dict[str, Any]]:
+def _prototypes(scored: Scored, position: int) -> list[dict[str, Any]]:
     support, label = scored.support, scored.labels[position]
+    own = support.prototypes
     return [
         {
             "id": int(support.ids[position, j]),
             "label": int(support.labels[position, j]),
             "weight": number(support.weights[position, j]),
-            "wrong_label": None if own_prototypes else bool(support.labels[position, j] != label),
+            "wrong_label": bool(support.labels[position, j] != label) if own is None else None,
+            **({} if own is None else {"prototype": int(own[position, j])}),
         }
         for j in np.flatnonzero(support.weights[position] > 0)
     ]

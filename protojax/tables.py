@@ -21,7 +21,9 @@ def write(path: str | Path, title: str, explained: Mapping[str, Any]) -> Path:
       explained: what `explain.records` returned for texts or rows.
     """
     path = Path(path)
-    parts = [f"# {title}", "", "A prototype whose label is not that of the input is marked with ≠."]
+    parts = [f"# {title}"]
+    if any(prototype["wrong_label"] for decision in explained["decisions"] for prototype in decision["prototypes"]):
+        parts += ["", "A prototype whose label is not that of the input is marked with ≠."]
     for decision in explained["decisions"]:
         parts += ["", *_decision(decision, explained["label_names"])]
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
@@ -55,7 +57,12 @@ def weight(prototype: Mapping[str, Any]) -> str:
 
 
 def label(prototype: Mapping[str, Any], names: Sequence[str]) -> str:
-    """The label of a prototype, with a sign where it is wrong, because colour alone tells nothing to some readers."""
+    """The label of a prototype, with a sign where it is wrong, because colour alone tells nothing to some readers.
+
+    A method's own prototype has a number, and the label of the example nearest to it.
+    """
+    if "prototype" in prototype:
+        return f"{prototype['prototype']}, near {names[prototype['label']]}"
     return f"{'≠ ' if prototype['wrong_label'] else ''}{names[prototype['label']]}"
 
 

@@ -236,7 +236,9 @@ def _decision(answer: Answer, position: int, row: int) -> dict[str, Any]:
         "class": before.predicted[position] != after.predicted[row],
         "confidence": before.confidence[position] != after.confidence[row],
         "prototypes": any(
-            not np.array_equal(a[position], b[row]) for a, b in zip(before.support, after.support, strict=True)
+            not np.array_equal(a[position], b[row])
+            for a, b in zip(before.support, after.support, strict=True)
+            if a is not None
         ),
     }
     return {

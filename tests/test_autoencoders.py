@@ -223,6 +223,9 @@ def test_a_prediction_has_the_form_of_every_method(system):
     shares = np.exp(-(distances - distances.min(axis=1, keepdims=True)))
     shares /= shares.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(prediction.support.weights, -np.sort(-shares)[:, :3], atol=1e-5)
+    which = np.argsort(-shares, axis=1)[:, :3]
+    np.testing.assert_array_equal(prediction.support.prototypes, which)
+    np.testing.assert_array_equal(prediction.support.ids, np.asarray(memory.ids)[which])
     np.testing.assert_array_equal(prediction.confidence, np.asarray(prediction.scores).max(axis=1))
 
 

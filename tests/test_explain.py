@@ -245,3 +245,17 @@ def test_a_decision_without_support_is_shown(tmp_path):
         explain.write(tmp_path / kind, bare, np.arange(3), *sources(kind), NAMES)
     assert "no prototypes" in (tmp_path / "text" / "explanations.md").read_text()
     assert json.loads((tmp_path / "image" / "explanations.json").read_text())["decisions"][0]["prototypes"] == []
+
+
+def test_prototypes_of_a_method_itself_have_numbers_and_no_wrong_label(tmp_path):
+    numbers = np.where(SCORED.support.weights > 0, np.arange(3) + 4, -1)
+    own = SCORED._replace(support=SCORED.support._replace(prototypes=numbers))
+    (tmp_path / "wrong_labels.json").write_text("of an older version")
+    files = explain.write(tmp_path, own, np.arange(3), *sources("text"), NAMES)
+    assert [file.name for file in files] == ["explanations.json", "explanations.md"]
+    assert {file.name for file in tmp_path.iterdir()} == {"explanations.json", "explanations.md"}
+    listed = json.loads((tmp_path / "explanations.json").read_text())["decisions"][0]["prototypes"]
+    assert [(p["prototype"], p["id"], p["wrong_label"]) for p in listed] == [(4, 101, None), (5, 102, None)]
+    text = (tmp_path / "explanations.md").read_text()
+    assert "# Decisions on the test split; of a prototype, the training example nearest to it" in text
+    assert "4, near cat" in text and "≠" not in text

@@ -187,6 +187,6 @@ def test_the_baseline_is_its_first_term():
     np.testing.assert_allclose(prediction.confidence, prediction.scores.max(-1))
 
 
-def test_a_support_wider_than_the_database():
-    with pytest.raises(ValueError, match="a support of width 5 was asked for from a database of 3 candidates"):
+def test_a_support_wider_than_there_are_prototypes():
+    with pytest.raises(ValueError, match="a support of width 5 was asked for, but there are 3 prototypes"):
         support_of(jnp.ones((2, 3)) / 3, jnp.arange(3), jnp.arange(3), 5)

@@ -33,6 +33,9 @@ class Support(NamedTuple):
     """int32 `[batch, width]`, -1 where padded."""
     size: jax.Array
     """int32 `[batch]`: candidates with a positive weight, which may be more than the width."""
+    prototypes: jax.Array | None = None
+    """int32 `[batch, width]`, -1 where padded: which of the method's own prototypes these are, the examples being those
+    nearest to them; None where the examples themselves decided."""
 
 
 class Prediction(NamedTuple):
@@ -116,19 +119,19 @@ def target_of(batch: Batch) -> jax.Array:
 
 
 def support_of(weights: jax.Array, ids: jax.Array, labels: jax.Array, width: int) -> Support:
-    """The `width` heaviest candidates of each row.
+    """The `width` heaviest of a method's own prototypes in each row.
 
     Args:
-      weights: float32 `[batch, candidates]`, at least 0.
-      ids: int32 `[candidates]`.
-      labels: int32 `[candidates]`.
-      width: places, at most the number of candidates.
+      weights: float32 `[batch, prototypes]`, at least 0.
+      ids: int32 `[prototypes]`, of the training example nearest to each.
+      labels: int32 `[prototypes]`, of these examples.
+      width: places, at most the number of prototypes.
 
     Raises:
-      ValueError: the width exceeds the number of candidates.
+      ValueError: the width exceeds the number of prototypes.
     """
     if width > weights.shape[-1]:
-        raise ValueError(f"a support of width {width} was asked for from a database of {weights.shape[-1]} candidates")
+        raise ValueError(f"a support of width {width} was asked for, but there are {weights.shape[-1]} prototypes")
     heaviest, places = ops.top_k(weights, width)
     used = heaviest > 0
     return Support(
@@ -136,4 +139,5 @@ def support_of(weights: jax.Array, ids: jax.Array, labels: jax.Array, width: int
         weights=heaviest,
         labels=jnp.where(used, labels[places], -1),
         size=(weights > 0).sum(axis=-1, dtype=jnp.int32),
+        prototypes=jnp.where(used, places, -1),
     )
