@@ -204,7 +204,7 @@ def write(
     chosen = records(scored, positions, source, candidates, label_names, split)
     files, title = [_write_json(folder / "explanations.json", chosen)], f"Decisions on the {split} split"
     if scored.support.prototypes is not None:
-        titles = {"explanations": (f"{title}; of a prototype, the training example nearest to it", chosen)}
+        titles = {"explanations": (f"{title}: prototypes by number, with the training example nearest to each", chosen)}
     else:
         mistaken = wrong_label_prototypes(scored, label_names, split)
         files.append(_write_json(folder / "wrong_labels.json", mistaken))

@@ -257,5 +257,5 @@ def test_prototypes_of_a_method_itself_have_numbers_and_no_wrong_label(tmp_path)
     listed = json.loads((tmp_path / "explanations.json").read_text())["decisions"][0]["prototypes"]
     assert [(p["prototype"], p["id"], p["wrong_label"]) for p in listed] == [(4, 101, None), (5, 102, None)]
     text = (tmp_path / "explanations.md").read_text()
-    assert "# Decisions on the test split; of a prototype, the training example nearest to it" in text
+    assert "# Decisions on the test split: prototypes by number, with the training example nearest to each" in text
     assert "4, near cat" in text and "≠" not in text
