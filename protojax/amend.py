@@ -91,11 +91,15 @@ def append(folder: str | Path, more: CandidateDatabase) -> None:
 def compact(folder: str | Path) -> None:
     """Moves the examples together in their order, shard by shard; the index, which knew other places, is dropped.
 
+    Old and new files stand side by side until the end. A database without a gap stays as it is.
+
     Raises:
       DatabaseError: as `remove`, or a shard is damaged; nothing is changed.
     """
     stored = shards.editable(folder)
     occupied = np.flatnonzero(stored.ids != EMPTY)
+    if len(occupied) == stored.capacity:
+        return
     # A database has at least one place.
     kept = occupied if len(occupied) else np.zeros(1, int)
     changed = _copy(stored.manifest, rows=len(kept), shards=[], index=None)
@@ -148,6 +152,8 @@ def _commit(stored: Shards, changed: Manifest, edit: Edit, write: Callable[[], N
         write()
         if manifest.read(stored.folder) != stored.manifest:
             raise DatabaseError(f"{stored.folder / NAME}: was changed by somebody else meanwhile; nothing was edited")
+        # The sweep of an edit that failed meanwhile may have taken files that no manifest named yet.
+        Shards(stored.folder, changed).check_whole()
         manifest.write(stored.folder, changed)
     finally:
         manifest.sweep(stored.folder)

@@ -39,7 +39,7 @@ def confusions(folders: Sequence[Path]) -> dict[str, Any]:
     for folder, own in zip(folders[1:], sets[1:], strict=True):
         if own != sets[0]:
             raise ValueError(
-                f"{folders[0]} was scored on {sets[0]}, but {folder} on {own}; only runs scored on the same examples "
+                f"{folders[0]} was scored on {sets[0]}, but {folder} on {own}; only runs scored on the same split "
                 "can be compared"
             )
     return {

@@ -85,9 +85,9 @@ def records(
 
     Returns:
       `schema`, `label_names` and `decisions`. Each has `id`, `split`, `label`, `predicted`, `encoder_predicted` (None
-      where the network alone decides nothing), `confidence`, `support_size` (training examples with a weight; more than
-      are listed where the support is wider than what was kept) and `prototypes`, heaviest first: `id`, `label`,
-      `weight` and `wrong_label`, whether its label is not that of the decision's example . A method's own prototype has
+      where the network alone decides nothing), `confidence`, `support_size` (prototypes with a weight; more than are
+      listed where the support is wider than what was kept) and `prototypes`, heaviest first: `id`, `label`,
+      `weight` and `wrong_label`, whether its label is not that of the decision's example. A method's own prototype has
       its number, `prototype`, and stands for the training example nearest to it; it may speak for any class, and its
       `wrong_label` is None. Texts and rows stand in `input`.
 
@@ -199,11 +199,12 @@ def write(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for old in (*folder.glob("explanations*"), *folder.glob("wrong_labels*")):
-        if old.suffix in (".png", ".md", ".json"):
+        if old.suffix in (".png", ".md"):
             old.unlink()
     chosen = records(scored, positions, source, candidates, label_names, split)
     files, title = [_write_json(folder / "explanations.json", chosen)], f"Decisions on the {split} split"
     if scored.support.prototypes is not None:
+        (folder / "wrong_labels.json").unlink(missing_ok=True)
         titles = {"explanations": (f"{title}: prototypes by number, with the training example nearest to each", chosen)}
     else:
         mistaken = wrong_label_prototypes(scored, label_names, split)

@@ -88,6 +88,8 @@ _OUTPUTS = {
     "labels": "int32 [batch, width]: their classes; -1 where there are no more",
     "weights": "float32 [batch, width]: their weights, descending; 0 where there are no more",
     "support_size": "int32 [batch]: candidates with a weight, which may be more than the width",
+    "prototypes": "int32 [batch, width]: which of the method's own prototypes these are; ids and labels are of the "
+    "training example nearest to each; -1 where there are no more",
 }
 
 
@@ -248,6 +250,7 @@ def trace(
             "labels": answer.support.labels,
             "weights": answer.support.weights,
             "support_size": answer.support.size,
+            "prototypes": answer.support.prototypes,
         }
         return {name: value for name, value in answered.items() if value is not None}
 

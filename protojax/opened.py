@@ -149,7 +149,7 @@ def split_of(dataset: DataSet, split: str) -> Any:
 
 def width_of(settings: Settings, memory: CandidateDatabase) -> int:
     """Prototypes kept of a decision."""
-    return settings.explain.width or min(WIDTH, len(memory.ids))
+    return min(settings.explain.width or WIDTH, len(memory.ids))
 
 
 def reopened_settings(folder: Path, overrides: Sequence[str]) -> Settings:

@@ -153,7 +153,8 @@ def _attention(views: Mapping[str, np.ndarray], originals: Sequence[np.ndarray],
     """Where the tokens look that get more, or less, attention than others; and the attended tokens decoded."""
     title = "Originals, where the tokens with attention look, attended tokens decoded"
     figure, grid = _grid(title, 3, names)
-    times = np.log2(np.asarray(views["attention_in_image"], np.float64))
+    # Beyond these ends one pixel would leave all others pale.
+    times = np.log2(np.clip(np.asarray(views["attention_in_image"], np.float64), 1 / 16, 16))
     bound = max(float(np.abs(times).max()), 0.01)
     for column, original in zip(range(len(names)), originals, strict=True):
         _show(grid[0, column], original)

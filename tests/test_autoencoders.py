@@ -274,6 +274,8 @@ def test_what_does_not_fit_is_refused():
     tree["explain"], tree["evaluate"] = {}, {"neighbours": 5}
     with pytest.raises(config.SettingsError, match=r"evaluate\.neighbours needs a database of training examples"):
         config.from_tree(tree, "test")
+    linear = {**tree, "method": {**tree["method"], "head": "linear"}}
+    assert config.from_tree(linear, "test").evaluate.neighbours == 5
     tree["encoder"]["filters"] = []
     with pytest.raises(config.SettingsError, match=r"encoder\.filters"):
         config.from_tree(tree, "test")

@@ -83,7 +83,7 @@ def test_what_cannot_be_compared_is_named(runs, tmp_path, capsys):
             elsewhere,
             f"{first} was scored on 25 examples of pets:1.0.0, split test, but {elsewhere} on 25 examples of zoo:1.0.0",
         ),
-        (smaller, f"but {smaller} on 20 examples of pets:1.0.0, split test; only runs scored on the same examples"),
+        (smaller, f"but {smaller} on 20 examples of pets:1.0.0, split test; only runs scored on the same split"),
         (first, f"{first} would be compared with itself; give two different run folders"),
     ):
         assert compare(first, second) == 2

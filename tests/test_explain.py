@@ -251,9 +251,14 @@ def test_prototypes_of_a_method_itself_have_numbers_and_no_wrong_label(tmp_path)
     numbers = np.where(SCORED.support.weights > 0, np.arange(3) + 4, -1)
     own = SCORED._replace(support=SCORED.support._replace(prototypes=numbers))
     (tmp_path / "wrong_labels.json").write_text("of an older version")
+    (tmp_path / "wrong_labels_reviewed.json").write_text("by hand")
     files = explain.write(tmp_path, own, np.arange(3), *sources("text"), NAMES)
     assert [file.name for file in files] == ["explanations.json", "explanations.md"]
-    assert {file.name for file in tmp_path.iterdir()} == {"explanations.json", "explanations.md"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "explanations.json",
+        "explanations.md",
+        "wrong_labels_reviewed.json",
+    }
     listed = json.loads((tmp_path / "explanations.json").read_text())["decisions"][0]["prototypes"]
     assert [(p["prototype"], p["id"], p["wrong_label"]) for p in listed] == [(4, 101, None), (5, 102, None)]
     text = (tmp_path / "explanations.md").read_text()

@@ -265,6 +265,11 @@ def test_neutralised_codes_count_no_more():
     after = pruning.neutralised(variables, [1, 4])
     assert not pruning.classifier(after)[:, np.array([1, 4])].any()
     assert not after["codebook"]["active"][np.array([1, 4])].any()
+    small = pruning.shrunk(after)
+    memory = method.memory(small, CandidateDatabase(BATCH["id"], BATCH["label"], method.encode(small, BATCH["inputs"])))
+    listed = method.predict(small, memory, BATCH, 1).support.prototypes
+    shown = method.views(small, memory, BATCH)["concept_numbers"]
+    np.testing.assert_array_equal(listed[:, 0], shown[:, 0])
     again = pruning.neutralised(pruning.shrunk(after), [2])
     assert 2 not in np.asarray(pruning.shrunk(again)["codebook"]["number"])
     with pytest.raises(ValueError, match="code 10 does not exist: there are 10 codes, with numbers 0 to 9"):
@@ -309,6 +314,7 @@ def test_a_prediction_has_the_form_of_every_method():
     np.testing.assert_allclose(prediction.support.weights, -np.sort(-shares)[:, :4], atol=1e-5)
     np.testing.assert_array_equal(prediction.support.size, (shares > 0).sum(axis=1))
     np.testing.assert_allclose(prediction.confidence, expected.max(axis=1), atol=1e-5)
+    np.testing.assert_array_equal(prediction.support.prototypes, np.argsort(-shares, axis=1, kind="stable")[:, :4])
     heaviest = shares.argmax(axis=1)
     np.testing.assert_array_equal(prediction.support.ids[:, 0], np.asarray(memory.ids)[heaviest])
     frozen = variables["frozen"]["params"]["dense"]

@@ -439,6 +439,26 @@ def test_compaction_on_disk_is_that_in_memory(saved):
     assert set(files_of(saved)) == manifest.named(manifest.read(saved)) | {"manifest.json"}
 
 
+def test_a_database_without_gaps_is_not_compacted(saved):
+    before = files_of(saved)
+    amend.compact(saved)
+    assert files_of(saved) == before
+
+
+def test_files_that_another_edit_swept_away_are_missed_before_they_are_named(saved, monkeypatch):
+    amend.remove(saved, [7, 8])
+    before, kept = files_of(saved), manifest.add_shard
+
+    def swept(folder, changed, rows):
+        kept(folder, changed, rows)
+        manifest.sweep(folder)
+
+    monkeypatch.setattr(manifest, "add_shard", swept)
+    with pytest.raises(DatabaseError, match=r"00000-00-.*\.npy: missing"):
+        amend.compact(saved)
+    assert files_of(saved) == before
+
+
 def test_a_compacted_database_of_nobody_has_one_place(saved):
     amend.remove(saved, np.arange(7, 32))
     amend.compact(saved)

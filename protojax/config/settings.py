@@ -168,7 +168,7 @@ class Settings(Section):
 
     def _check_own_prototypes(self) -> None:
         names = {"prototype_autoencoder": "prototypes", "attention_autoencoder": "prototypes", "protoquant": "codes"}
-        if (name := names.get(self.method.kind)) is None:
+        if (name := names.get(self.method.kind)) is None or getattr(self.method, "head", None) == "linear":
             return
         count, width = getattr(self.method, name), self.explain.width
         if width is not None and width > count:

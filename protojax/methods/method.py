@@ -118,7 +118,9 @@ def target_of(batch: Batch) -> jax.Array:
     return batch.get("target", batch["label"])
 
 
-def support_of(weights: jax.Array, ids: jax.Array, labels: jax.Array, width: int) -> Support:
+def support_of(
+    weights: jax.Array, ids: jax.Array, labels: jax.Array, width: int, numbers: jax.Array | None = None
+) -> Support:
     """The `width` heaviest of a method's own prototypes in each row.
 
     Args:
@@ -126,6 +128,7 @@ def support_of(weights: jax.Array, ids: jax.Array, labels: jax.Array, width: int
       ids: int32 `[prototypes]`, of the training example nearest to each.
       labels: int32 `[prototypes]`, of these examples.
       width: places, at most the number of prototypes.
+      numbers: int32 `[prototypes]`, what they are called; from 0 where absent.
 
     Raises:
       ValueError: the width exceeds the number of prototypes.
@@ -139,5 +142,5 @@ def support_of(weights: jax.Array, ids: jax.Array, labels: jax.Array, width: int
         weights=heaviest,
         labels=jnp.where(used, labels[places], -1),
         size=(weights > 0).sum(axis=-1, dtype=jnp.int32),
-        prototypes=jnp.where(used, places, -1),
+        prototypes=jnp.where(used, places if numbers is None else numbers[places], -1),
     )

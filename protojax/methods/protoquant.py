@@ -226,7 +226,7 @@ def build(
         return Prediction(
             scores=scores,
             encoder_scores=nn.softmax(frozen_logits) if has_head else None,
-            support=support_of(shares, memory.ids, memory.labels, width),
+            support=support_of(shares, memory.ids, memory.labels, width, variables[BOOK]["number"]),
             confidence=scores.max(axis=-1),
             prototypes_for=ops.fewest_for(shares, SHARES),
         )

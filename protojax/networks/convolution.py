@@ -67,6 +67,7 @@ def conv_general_dilated(
         and batch_group_count == 1
         and lhs.dtype == rhs.dtype == (preferred_element_type or lhs.dtype)
         and lhs.size > 0
+        and all(size >= 0 for size in _room(lhs.shape[1:-1], dilation, rhs.shape[:-2], padding))
     )
     one_filter_a_channel = 1 < feature_group_count == lhs.shape[-1] == rhs.shape[-1] and dilation == ones
     if plain and one_filter_a_channel and lhs.dtype == jnp.float32:
@@ -92,6 +93,16 @@ def conv_general_dilated(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:-1], rhs.shape[:-2], strides, padding)
     return _convolve(lhs, rhs, Window(strides, dilation, tuple((low, high) for low, high in padding)), precision)
+
+
+def _room(
+    sizes: Sequence[int], dilation: Sequence[int], kernel: Sequence[int], padding: str | Sequence[tuple[int, int]]
+) -> list[int]:
+    """How far the kernel can move along each axis of a padded input; below 0 where it does not fit."""
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(sizes, kernel, (1,) * len(sizes), padding)
+    axes = zip(sizes, dilation, kernel, padding, strict=True)
+    return [(size - 1) * between + 1 + low + high - k for size, between, k, (low, high) in axes]
 
 
 def _standard(

@@ -144,6 +144,15 @@ def test_one_filter_a_channel_of_a_batch_in_many_chunks(monkeypatch):
     _assert_one_filter_a_channel_is_like_jax(x, w, 2, "SAME")
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_kernel_that_does_not_fit_gives_nothing_as_in_jax(groups):
+    x, w = _random(25, 2, 4, 4, 4), _random(26, 5, 5, 4 // groups, 4)
+    more = {"dimension_numbers": NUMBERS[2], "feature_group_count": groups}
+    for f in (conv_general_dilated, lax.conv_general_dilated):
+        y, gradient = jax.value_and_grad(lambda w, f=f: f(x, w, (1, 1), "VALID", **more).sum())(w)
+        assert y == 0 and gradient.shape == w.shape and not gradient.any()
+
+
 def test_one_filter_a_channel_has_second_derivatives():
     x, w = _random(23, 2, 6, 5, 3), _random(24, 3, 3, 1, 3)
     more = {"dimension_numbers": NUMBERS[2], "feature_group_count": 3}
