@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export, lax
 
-from protojax.ops import clusters, gradient, metrics, sharded, simplex, streamed, tiles
+from protojax.ops import clusters, gradient, mapped, metrics, sharded, simplex, streamed, tiles
 from protojax.ops.clusters import ClusterIndex
 from protojax.ops.gradient import Cotangents
 from protojax.ops.largest import top_k
@@ -80,8 +80,8 @@ def attend(
 ) -> Attended:
     """Attention over all candidates, of which the `width` heaviest are listed.
 
-    A query without any candidate gets outputs of 0, an empty list and a size of 0. Give queries as a batch: under
-    `jax.vmap` over single ones every row pays for what any row needs.
+    A query without any candidate gets outputs of 0, an empty list and a size of 0. Under `jax.vmap` single queries are
+    a batch; the gradient of the keys there has a copy for each of them.
 
     Args:
       queries: floating `[batch, d]`.
@@ -191,9 +191,12 @@ def _tiled(
 def _solve(
     plan: Plan, mesh: jax.sharding.Mesh | None, candidates: Candidates, queries: Queries, index: ClusterIndex | None
 ) -> Solved:
-    if mesh is None:
-        return streamed.solve(candidates, queries, index, plan)
-    return sharded.solve(candidates, queries, index, plan, mesh)
+    def solve(candidates: Candidates, queries: Queries, index: ClusterIndex | None) -> Solved:
+        if mesh is None:
+            return streamed.solve(candidates, queries, index, plan)
+        return sharded.solve(candidates, queries, index, plan, mesh)
+
+    return mapped.by_rows(solve)(candidates, queries, index)
 
 
 def _solve_forward(plan, mesh, candidates, queries, index) -> tuple[Solved, tuple]:

@@ -16,6 +16,7 @@ together.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -103,27 +104,23 @@ def _once_more(
 
 
 def _in_groups(solved: Solved, waiting: jax.Array, solve_rows: Callable[[jax.Array], Solved]) -> Solved:
-    """Replaces the answers of the waiting queries `[batch]`, a few at a time."""
+    """Replaces the answers of the waiting queries `[batch]`, a few at a time, and a single one alone."""
     batch = waiting.shape[0]
-    if batch <= _TOGETHER:
+    if batch == 1:
         # Not a loop: XLA moves what does not change in a loop before it, and does it whether or not the loop runs.
-        def once(solved: Solved) -> Solved:
-            found = solve_rows(jnp.arange(batch))
-            return jax.tree.map(lambda old, new: jnp.where(_like(waiting, old), new, old), solved, found)
+        return lax.cond(waiting[0], lambda _: solve_rows(jnp.arange(1)), lambda solved: solved, solved)
 
-        return lax.cond(waiting.any(), once, lambda solved: solved, solved)
-
-    def body(state: tuple) -> tuple:
+    def next_of(count: int, state: tuple) -> tuple:
         solved, waiting = state
-        rows = jnp.nonzero(waiting, size=_TOGETHER, fill_value=batch)[0]
+        rows = jnp.nonzero(waiting, size=count, fill_value=batch)[0]
         solved = jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), solved, solve_rows(rows))
         return solved, waiting.at[rows].set(False, mode="drop")
 
+    def body(state: tuple) -> tuple:
+        together = partial(next_of, min(batch, _TOGETHER))
+        return lax.cond(state[1].sum() > 1, together, partial(next_of, 1), state)
+
     return lax.while_loop(lambda state: state[1].any(), body, (solved, waiting))[0]
-
-
-def _like(waiting: jax.Array, x: jax.Array) -> jax.Array:
-    return waiting.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def _maxima(candidates: Candidates, queries: Queries, plan: Plan) -> jax.Array:

@@ -253,12 +253,53 @@ def test_gradients_equal_those_of_dense_attention(normalizer):
     assert (np.asarray(found[1])[ids < 0] == 0).all()
 
 
-def test_under_vmap():
+def one_by_one(queries, keys, values, ids, labels, exclude):
+    """Single queries under `vmap`, without the axis of the batch of each."""
+    found = jax.vmap(lambda q, e: attend(q[None], keys, values, ids, labels, e[None]))(queries, exclude)
+    return jax.tree.map(lambda x: x[:, 0], found)
+
+
+def test_single_queries_under_vmap_are_a_batch():
+    queries, *rest = operands()
+    queries *= SCALES
+    found, expected = one_by_one(queries, *rest), attend(queries, *rest)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+    def flops(f):
+        return jax.jit(f).lower(queries, *rest).compile().cost_analysis()["flops"]
+
+    assert flops(one_by_one) < 1.1 * flops(attend)
+
+
+def test_batches_under_vmap():
     queries, keys, values, *rest = operands(3000)
     several = queries.reshape(3, 4, SIZE)
+    # Not mapped: the same four for every batch.
     rest[-1] = rest[-1][:4]
     found = jax.vmap(lambda q: attend(q, keys, values, *rest))(several)
     for i in range(3):
         alone = attend(several[i], keys, values, *rest)
         np.testing.assert_allclose(found.outputs[i], alone.outputs, atol=1e-6)
         np.testing.assert_array_equal(found.ids[i], alone.ids)
+
+
+def test_databases_under_vmap():
+    queries, keys, values, *rest = operands(3000)
+    several = np.stack([keys, keys[::-1], 2 * keys])
+    found = jax.vmap(lambda k: attend(queries, k, values, *rest))(several)
+    for i in range(3):
+        alone = attend(queries, several[i], values, *rest)
+        np.testing.assert_allclose(found.outputs[i], alone.outputs, atol=1e-6)
+        np.testing.assert_array_equal(found.ids[i], alone.ids)
+
+
+def test_gradients_of_single_queries_under_vmap():
+    queries, keys, values, *rest = operands(3000)
+
+    def loss(queries, keys, found_by):
+        return (found_by(queries, keys, values, *rest).outputs ** 2).sum()
+
+    for argument in (0, 1):
+        found, expected = (jax.grad(loss, argument)(queries, keys, f) for f in (one_by_one, attend))
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
