@@ -56,15 +56,16 @@ def _add_prepare(commands: Any) -> None:
         "then:\n  protojax train experiments/protoattend/adult_sparsemax.toml \\\n"
         "      --workdir runs/adult data.name=adult data.data_dir=data"
     )
-    parser = _command(commands, "prepare", "Write raw files as a TFDS data set.", example)
-    kinds = ["idx", "image-folder", "csv", "text", "features", "funnybirds"]
+    parser = _command(commands, "prepare", "Write raw files as a TFDS data set, or build an official one.", example)
+    kinds = ["idx", "image-folder", "csv", "text", "features", "funnybirds", "tfds"]
     parser.add_argument("kind", choices=kinds, help="what the source is")
     parser.add_argument(
         "source",
         type=Path,
-        help="an IDX folder, a folder of images by class, a CSV/TSV file, an npy file, or FunnyBirds",
+        help="an IDX folder, a folder of images by class, a CSV/TSV file, an npy file, FunnyBirds, or the name of an "
+        "official TFDS data set, which is downloaded and built by TensorFlow",
     )
-    parser.add_argument("--name", required=True, help="name of the data set: lower-case letters, digits, underscores")
+    parser.add_argument("--name", help="name of the data set: lower-case letters, digits, underscores; not of tfds")
     parser.add_argument("--data-dir", metavar="DIR", type=Path, help="folder of data sets (default: that of TFDS)")
     parser.add_argument("--label", metavar="COLUMN", help="label column of a CSV or text file (default: label)")
     parser.add_argument("--text", metavar="COLUMN", help="text column of a text file (default: text)")
@@ -74,20 +75,19 @@ def _add_prepare(commands: Any) -> None:
     parser.add_argument("--labels", metavar="FILE", type=Path, help="npy file of the labels of features")
     parser.add_argument("--image-size", metavar="HxW", help="resize images of a folder to this height and width")
     parser.add_argument(
-        "--validation", metavar="SHARE", type=float, default=0.1, help="share held out for validation (default: 0.1)"
+        "--validation", metavar="SHARE", type=float, help="share held out for validation (default: 0.1)"
     )
     parser.add_argument(
         "--test",
         metavar="SHARE",
         type=float,
-        default=0.2,
         help="share held out for testing where the source has no test split (default: 0.2)",
     )
     parser.add_argument(
         "--duplicates",
         choices=["refuse", "drop"],
-        default="refuse",
-        help="what to do with an example whose content stands in two splits: refuse the set, or drop the training copy",
+        help="what to do with an example whose content stands in two splits: refuse the set (the default), or drop the "
+        "training copy",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a prepared set of this name")
 

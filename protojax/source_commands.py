@@ -9,13 +9,16 @@ from typing import Any
 
 from protojax import values
 
+_DIVISION = ("validation", "test", "duplicates")
+
 _OF_KIND = {
-    "funnybirds": (),
-    "idx": ("label_names",),
-    "image-folder": ("image_size",),
-    "csv": ("label", "numeric", "categorical"),
-    "text": ("label", "text"),
-    "features": ("labels",),
+    "tfds": (),
+    "funnybirds": ("name", "validation", "duplicates"),
+    "idx": ("name", "label_names", *_DIVISION),
+    "image-folder": ("name", "image_size", *_DIVISION),
+    "csv": ("name", "label", "numeric", "categorical", *_DIVISION),
+    "text": ("name", "label", "text", *_DIVISION),
+    "features": ("name", "labels", *_DIVISION),
 }
 """The options of `prepare` that only some kinds of sources read, by kind."""
 
@@ -26,40 +29,36 @@ def _prepare(parsed: argparse.Namespace) -> None:
     for option in sorted(set().union(*_OF_KIND.values()).difference(_OF_KIND[parsed.kind])):
         if getattr(parsed, option) is not None:
             raise ValueError(f"--{option.replace('_', '-')} means nothing for {parsed.kind}; leave it out")
+    if parsed.kind != "tfds" and parsed.name is None:
+        raise ValueError(f"prepare {parsed.kind} needs --name NAME: the name of the data set that is written")
     label = parsed.label or "label"
-    common: dict[str, Any] = {
-        "data_dir": parsed.data_dir,
-        "validation": parsed.validation,
-        "test": parsed.test,
-        "duplicates": parsed.duplicates,
-        "overwrite": parsed.overwrite,
-    }
+    common: dict[str, Any] = {"data_dir": parsed.data_dir, "overwrite": parsed.overwrite}
+    given = {option: getattr(parsed, option) for option in ("name", *_DIVISION)}
+    common |= {option: value for option, value in given.items() if value is not None}
     match parsed.kind:
+        case "tfds":
+            done = prepare.official(str(parsed.source), **common)
         case "funnybirds":
-            # It has a test split of its own.
-            del common["test"]
-            done = prepare.funnybirds(parsed.source, name=parsed.name, **common)
+            done = prepare.funnybirds(parsed.source, **common)
         case "idx":
-            done = prepare.idx(
-                parsed.source, name=parsed.name, label_names=values.names(parsed, "label_names"), **common
-            )
+            done = prepare.idx(parsed.source, label_names=values.names(parsed, "label_names"), **common)
         case "image-folder":
-            done = prepare.image_folder(
-                parsed.source, name=parsed.name, image_size=values.size(parsed.image_size), **common
-            )
+            done = prepare.image_folder(parsed.source, image_size=values.size(parsed.image_size), **common)
         case "csv":
             columns = {kind: values.names(parsed, kind) or () for kind in ("numeric", "categorical")}
-            done = prepare.table(parsed.source, name=parsed.name, label=label, **columns, **common)
+            done = prepare.table(parsed.source, label=label, **columns, **common)
         case "text":
-            done = prepare.text(parsed.source, name=parsed.name, label=label, text=parsed.text or "text", **common)
+            done = prepare.text(parsed.source, label=label, text=parsed.text or "text", **common)
         case "features":
             if parsed.labels is None:
                 raise ValueError("prepare features needs --labels FILE: an npy file of a label for each example")
-            done = prepare.features(parsed.source, name=parsed.name, labels=parsed.labels, **common)
+            done = prepare.features(parsed.source, labels=parsed.labels, **common)
     counts = ", ".join(f"{split} {count}" for split, count in done.counts.items())
     dropped = sum(len(ids) for ids in done.dropped.values())
     print(
-        f"prepared {parsed.name}: {counts}" + (f" ({dropped} duplicates dropped)" if dropped else "") + f"\n{done.path}"
+        f"prepared {parsed.name or parsed.source}: {counts}"
+        + (f" ({dropped} duplicates dropped)" if dropped else "")
+        + f"\n{done.path}"
     )
 
 

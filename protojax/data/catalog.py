@@ -7,7 +7,7 @@ from pathlib import Path
 from protojax.data.source import DataError
 
 INSTALL = "pip install 'protojax[tensorflow]'"
-"""What building or converting an official data set needs."""
+"""What building an official data set needs."""
 
 _NAME = re.compile(r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<version>\d+\.\d+\.\d+))?", re.ASCII)
 _VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
@@ -53,7 +53,7 @@ def _missing(name: str, root: Path) -> str:
     if name.split("/")[0] in tfds.list_builders(with_community_datasets=False):
         return (
             f"{message}. It is an official TFDS data set: build it once with `{INSTALL}` and "
-            f"`tfds build {name} --file_format array_record --data_dir {root}`"
+            f"`protojax prepare tfds {name} --data-dir {root}`"
         )
     return (
         f"{message}. Prepare it from raw files with `protojax prepare idx|image-folder|csv|text SOURCE --name {name} "

@@ -61,7 +61,7 @@ class TestFinding:
     def test_a_missing_official_set_says_how_to_build_it(self, tiny):
         message = (
             r"official TFDS data set: build it once with `pip install 'protojax\[tensorflow\]'` and "
-            "`tfds build fashion_mnist --file_format array_record --data_dir .*sets`"
+            "`protojax prepare tfds fashion_mnist --data-dir .*sets`"
         )
         with pytest.raises(DataError, match=message):
             open_set(tiny, "fashion_mnist")
