@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks import floor, measure, report
 
-NAMES = "sparsemax", "attention", "quantize", "training_step", "database", "feeding"
+NAMES = "sparsemax", "attention", "quantize", "training_step", "database", "feeding", "epoch"
 _HERE = Path(__file__).parent
 
 
@@ -53,7 +53,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes rows there, and plots into figures beside it")
     parser.add_argument("--data-dir", metavar="FOLDER", help="prepared data sets; training_step needs Fashion-MNIST")
     parser.add_argument("--dataset", default="fashion_mnist", metavar="NAME", help="the prepared data set")
-    parser.add_argument("--run", type=Path, metavar="FOLDER", help="a trained run: training_step and attention use it")
+    parser.add_argument(
+        "--run", type=Path, metavar="FOLDER", help="a trained run: training_step, attention and epoch use it"
+    )
     parser.add_argument("--steps", type=int, default=1000, help="steps that training_step trains before it measures")
     parser.add_argument(
         "--report",

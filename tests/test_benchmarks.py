@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,78 @@ def test_the_training_step_says_what_it_needs(capsys, monkeypatch):
     monkeypatch.setattr(floor, "measure", lambda quick: floor.Floor(1e9, 1e9))
     assert main("training_step") == 0
     assert "give --run FOLDER" in capsys.readouterr().out
+
+
+@pytest.fixture
+def codes_run(tmp_path, monkeypatch):
+    """The run folder of a tiny ProtoQuant on a feature store of the digits; it was never trained."""
+    import jax
+    from flax import traverse_util
+    from safetensors.numpy import save_file
+
+    from protojax import config, layouts, run, weights
+    from protojax.data import frozen
+    from protojax.networks import backbones
+    from protojax.networks.efficientnet_lite import EfficientNetLite, Stage
+
+    stages = Stage(1, 3, 1, 1, 4), Stage(2, 5, 2, 6, 8)
+    network = partial(EfficientNetLite, stages=stages, stem=4, last=16)
+    monkeypatch.setitem(backbones.BACKBONES, "efficientnet_lite0", backbones.Backbone(network, backbones.HALF))
+    module = network(classes=10)
+    flat = traverse_util.flatten_dict(jax.jit(module.init)(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32)))
+    tensors = {}
+    for row in weights._wanted(module, layouts.EFFICIENTNET_LITE, 0):
+        array = np.asarray(flat[row.path])
+        tensors[row.names[0]] = np.ascontiguousarray(
+            array if row.axes is None else array.transpose(np.argsort(row.axes))
+        )
+    file = str(tmp_path / "weights.safetensors")
+    save_file(tensors, file)
+    frozen_network = {"kind": "frozen", "network": "efficientnet_lite0", "weights": file, "image_size": [16, 16]}
+    tree = {
+        "name": "tiny",
+        "encoder": frozen_network,
+        "method": {"kind": "protoquant", "codes": 6, "codebook_steps": 1},
+        "train": {"batch_size": 8, "steps": 2},
+    }
+    frozen.write_store(config.from_tree(tree, "test"), str(tmp_path / "store"))
+    tree["encoder"]["features"] = str(tmp_path / "store")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run.write(folder, config.from_tree(tree, "test"), {})
+    return folder
+
+
+def test_an_epoch_from_the_store_has_the_losses_of_one_from_images(codes_run, tmp_path):
+    file = tmp_path / "rows.json"
+    assert main("epoch", "--quick", "--run", codes_run, "--json", file) == 0
+    rows = json.loads(file.read_text())["rows"]
+    ways = "images, classifier", "store on disk, classifier", "store, classifier", "store, codebook"
+    assert [row["implementation"] for row in rows] == [f"protojax, {name}" for name in ("backbone trained", *ways)]
+    assert rows[0]["case"].startswith("efficientnet_lite0, 8 of ") and rows[0]["goal"] is None
+    for row in rows:
+        assert row["exact"] and row["compile_seconds"] > 0 and row["seconds"] > 0
+
+
+def test_an_epoch_says_what_it_needs(capsys, codes_run, tmp_path, monkeypatch):
+    from benchmarks import floor
+    from protojax import config, run
+
+    monkeypatch.setattr(floor, "measure", lambda quick: floor.Floor(1e9, 1e9))
+    assert main("epoch") == 0
+    assert "skipped: it needs the data and the weights of a run: give --run FOLDER" in capsys.readouterr().out
+    settings = config.override(run.read(codes_run), ["encoder.features=null"], "test")
+    run.write(tmp_path, settings, {})
+    assert main("epoch", "--run", tmp_path) == 0
+    assert "is no run of protoquant on a feature store (encoder.features)" in capsys.readouterr().out
+
+
+def test_a_wrong_loss_from_the_store_is_found_out():
+    from benchmarks import epoch
+
+    losses = []
+    assert epoch._note(losses, {"loss": [2.0]}) and epoch._same(losses, {"loss": [2.00001]})
+    assert not epoch._same(losses, {"loss": [2.01]}) and not epoch._note(losses, {"loss": [float("nan")]})
 
 
 def test_unknown_names_are_refused(capsys):

@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     parser.add_argument("--count", type=int, help="test scenes that are attacked, evenly spread; absent: all")
     parser.add_argument("--modes", default="noise,pgd", help="of the attack; empty for purity alone")
-    parsed = parser.parse_args()
+    parsed = parser.parse_intermixed_args()
     settings = opened.reopened_settings(parsed.run, parsed.overrides)
     variables = opened.open_encoder(parsed.run, settings).state.variables
     _, folder = catalog.folder(settings.data.name, settings.data.data_dir)

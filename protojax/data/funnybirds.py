@@ -71,6 +71,14 @@ class Scene(NamedTuple):
     """Pictures by the parts that they keep."""
     without_object: dict[int, Path]
     """Pictures by the background object that they lack."""
+    objects: int
+    """Background objects described, seen or not; 0 where the description says nothing of them."""
+
+
+class _Described(NamedTuple):
+    label: int
+    removed: tuple[str, ...]
+    objects: int
 
 
 class FunnyBirds(NamedTuple):
@@ -213,7 +221,7 @@ def _classes(root: Path) -> np.ndarray:
 
 
 def _scenes(root: Path, split: str, classes: int) -> list[Scene]:
-    removed = _removed(root, split)
+    described = _described(root, split)
     scenes = []
     for folder in sorted((root / split).iterdir()):
         if not folder.name.isdecimal() or int(folder.name) >= classes:
@@ -222,16 +230,17 @@ def _scenes(root: Path, split: str, classes: int) -> list[Scene]:
             if image.suffix not in _SUFFIXES or not image.stem.isdecimal():
                 raise DataError(f"{image}: expected a picture named by its number, such as 000012.jpg or 000012.png")
             index = int(image.stem)
-            if index not in removed:
+            if index not in described:
                 raise DataError(f"{image}: {split} picture {index} is not described beside classes.json")
-            own, parts = removed[index]
-            if own != int(folder.name):
-                raise DataError(f"{image}: lies with class {folder.name}, but is described as class {own}")
-            scenes.append(_scene(root, split, index, own, image, parts))
+            own = described[index]
+            if own.label != int(folder.name):
+                raise DataError(f"{image}: lies with class {folder.name}, but is described as class {own.label}")
+            scenes.append(_scene(root, split, index, image, own))
     return sorted(scenes, key=lambda scene: scene.index)
 
 
-def _scene(root: Path, split: str, index: int, label: int, image: Path, removed: tuple[str, ...]) -> Scene:
+def _scene(root: Path, split: str, index: int, image: Path, described: _Described) -> Scene:
+    label, removed, count = described
     part_map = root / f"{split}_part_map" / str(label) / f"{image.stem}.png"
     folder = root / f"{split}_interventions" / str(label) / image.stem
     interventions = {}
@@ -245,25 +254,27 @@ def _scene(root: Path, split: str, index: int, label: int, image: Path, removed:
         if not path.stem.isdecimal():
             raise DataError(f"{path}: expected the number of a background object, such as 3.png")
         objects[int(path.stem)] = path
-    return Scene(split, index, label, image, removed, part_map if part_map.exists() else None, interventions, objects)
+    part_map = part_map if part_map.exists() else None
+    return Scene(split, index, label, image, removed, part_map, interventions, objects, count)
 
 
 def _pictures(folder: Path) -> Iterable[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES) if folder.is_dir() else ()
 
 
-def _removed(root: Path, split: str) -> dict[int, tuple[int, tuple[str, ...]]]:
-    """Class and missing parts of every described picture."""
+def _described(root: Path, split: str) -> dict[int, _Described]:
+    """What is said of every picture."""
     for name in (f"dataset_{split}.json", f"params_{split}.json.gz", f"params_{split}.json"):
         if (root / name).exists():
             break
     else:
         raise DataError(f"{root}: has {split}/ but neither dataset_{split}.json nor params_{split}.json.gz")
-    described = {}
+    described: dict[int, _Described] = {}
     for place, entry in enumerate(_json(root / name)):
         try:
             missing = tuple(part for part in PARTS if entry[f"{part}_model"] == "placeholder")
-            described[int(entry.get("index", place))] = int(entry["class_idx"]), missing
+            objects = sum(map(bool, entry.get("bg_objects", "").split(",")))
+            described[int(entry.get("index", place))] = _Described(int(entry["class_idx"]), missing, objects)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{root / name}: entry {place} is malformed: {error!r}") from None
     return described

@@ -40,7 +40,7 @@ def root(tmp_path):
             # Every third training picture lacks a part.
             removed = [index % 5] if split == "train" and index % 3 == 0 else []
             models = {f"{part}_model": "placeholder" if p in removed else "x" for p, part in enumerate(parts)}
-            params.append({"class_idx": index % CLASSES, "index": index, **models})
+            params.append({"class_idx": index % CLASSES, "index": index, "bg_objects": "2,0,", **models})
             animal = shapes.draw(index % CLASSES, 100 * (split == "train") + index, removed)
             _save(folder / split / str(index % CLASSES) / f"{index:06}.png", animal.image)
             if split == "test":
@@ -81,7 +81,7 @@ def test_a_folder_is_read(root):
     assert found.label_names == ("class 0", "class 1", "class 2")
     test, train = found.scenes[1], found.scenes[TEST + 3]
     assert test.label == 1 and test.removed == () and train.removed == ("tail",)
-    assert len(test.interventions) == 5 and set(test.without_object) == {1}
+    assert len(test.interventions) == 5 and set(test.without_object) == {1} and test.objects == shapes.OBJECTS
     assert train.part_map is None and not train.interventions
 
 
