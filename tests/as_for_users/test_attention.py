@@ -105,16 +105,15 @@ def test_empty_places_and_the_own_id(execution):
     ids[::3] = -1
     labels = np.where(ids < 0, -1, 0).astype(np.int32)
     exclude = np.int32([101, -5, 118])
-    found = ops.attend(
-        queries, keys, values, width=20, ids=ids, labels=labels, classes=1, exclude=exclude, execution=execution
-    )
+    options = {"width": 20, "ids": ids, "classes": 1, "exclude": exclude, "execution": execution}
+    found = ops.attend(queries, keys, values, labels=labels, **options)
     where = (ids[None] >= 0) & (ids[None] != exclude[:, None])
     outputs, weights = ops.dense_attend(queries, keys, values, where=where)
     np.testing.assert_allclose(found.outputs, outputs, atol=1e-6)
     np.testing.assert_array_equal(found.size, (weights > 0).sum(axis=1))
     np.testing.assert_allclose(found.class_mass, np.ones((3, 1)), atol=1e-6)
     labels[ids >= 0] = 7
-    unknown = ops.attend(queries, keys, values, width=20, ids=ids, labels=labels, classes=1, execution=execution)
+    unknown = ops.attend(queries, keys, values, labels=labels, **options)
     assert np.isnan(unknown.class_mass).all()
 
 

@@ -18,11 +18,15 @@ def test_the_batch_is_split_over_the_devices(tmp_path, monkeypatch):
     assert jax.device_count() == 8
     module = partial(BottleneckResNet, depths=(1,), filters=4)
     monkeypatch.setitem(backbones.BACKBONES, "resnet50", Backbone(module, IMAGENET))
-    variables = jax.jit(module().init)(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
-    flat = traverse_util.flatten_dict(variables)
+    variables = jax.eval_shape(module().init, jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+    flat, rng = traverse_util.flatten_dict(variables), np.random.default_rng(0)
     tensors = {}
     for row in weights._wanted(module(), layouts.RESNET, 0):
-        array = np.asarray(flat[row.path])
+        shape = flat[row.path].shape
+        # Kernels that keep the size of what they read; scales, shifts, means and variances.
+        spread = np.prod(shape[:-1]) ** -0.5
+        drawn = spread * rng.normal(size=shape) if len(shape) > 1 else rng.uniform(0.5, 1.5, shape)
+        array = drawn.astype(np.float32)
         tensors[row.names[0]] = np.ascontiguousarray(array.transpose(np.argsort(row.axes)) if row.axes else array)
     save_file(tensors, tmp_path / "small.safetensors")
     settings = config.FrozenSettings(
