@@ -63,8 +63,9 @@ def fit(
     train = settings.train
     loop = step.compile(settings, dataset)
     with checkpoint.manager(folder / "checkpoints", train.keep) as checkpoints:
-        done = checkpoints.latest_step() or 0
-        state = _restored(checkpoints, done, settings, dataset) if done else step.fresh(settings, dataset)
+        state, done = step.fresh(settings, dataset), checkpoints.latest_step() or 0
+        if done:
+            state = _restored(checkpoints, done, state, settings, dataset)
         first = jax.process_index() == 0
         with (
             Journal(folder, settings.name, train.steps, done, train.batch_size, quiet or not first, first) as journal,
@@ -115,16 +116,11 @@ def restore(settings: Settings, dataset: DataSet, folder: Path) -> TrainState:
             raise checkpoint.CheckpointError(
                 f"{folder} has no {'best' if best else 'saved'} checkpoint; train it first"
             )
-        return _restored(checkpoints, at, settings, dataset)
+        return _restored(checkpoints, at, step.fresh(settings, dataset), settings, dataset)
 
 
-def _restored(checkpoints: Any, at: int, settings: Settings, dataset: DataSet) -> TrainState:
-    # Nothing is computed only to be replaced: shapes and types are enough.
-    everywhere = sharding.replicated(sharding.mesh())
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-        jax.eval_shape(partial(step.fresh, settings, dataset)),
-    )
+def _restored(checkpoints: Any, at: int, like: TrainState, settings: Settings, dataset: DataSet) -> TrainState:
+    like = sharding.everywhere(like)
     state, position = checkpoint.restore(checkpoints, at, like)
     for key, value in _identity(settings, dataset).items():
         if position[key] != value:
