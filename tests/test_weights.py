@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from protojax import cli, convert, layouts, weights
+from protojax import cli, convert, layouts, naming, weights
 from protojax.networks.backbones import BACKBONES
 
 
 def _stored(network, publisher=0, **more):
     """The tensors of a file in the layout of one publisher, all zeros: names and shapes by the table itself."""
     table = weights.table_of(network)
-    rows = weights._wanted(BACKBONES[network].module(**more), table, publisher)
+    rows = naming.wanted(BACKBONES[network].module(**more), table, publisher)
     return {name: np.zeros(row.shape_of_each(), np.float32) for row in rows for name in row.names}
 
 
@@ -90,7 +90,7 @@ def test_every_parameter_has_a_row(network, publisher):
     more = {"grid": 2} if "positions" in {row.ours for row in weights.table_of(network).rows} else {}
     tensors = _stored(network, publisher, classes=7, **more)
     table = weights.table_of(network)
-    known = [layouts.pattern(name) for row in table.rows for name in weights._tuple(row.theirs[publisher])]
+    known = [layouts.pattern(name) for row in table.rows for name in naming.listed(row.theirs[publisher])]
     assert all(any(p.fullmatch(name) for p in known) for name in tensors)
     assert len(tensors) > 50
 

@@ -7,7 +7,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from protojax import config, layouts, weights
+from protojax import config, layouts, naming, weights
 from protojax.data import frozen, loading
 from protojax.networks import backbones
 from protojax.networks.backbones import IMAGENET, Backbone
@@ -21,7 +21,7 @@ def test_the_batch_is_split_over_the_devices(tmp_path, monkeypatch):
     variables = jax.jit(module().init)(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
     flat = traverse_util.flatten_dict(variables)
     tensors = {}
-    for row in weights._wanted(module(), layouts.RESNET, 0):
+    for row in naming.wanted(module(), layouts.RESNET, 0):
         array = np.asarray(flat[row.path])
         tensors[row.names[0]] = np.ascontiguousarray(array.transpose(np.argsort(row.axes)) if row.axes else array)
     save_file(tensors, tmp_path / "small.safetensors")
