@@ -45,6 +45,10 @@ def test_the_frozen_network_says_what_the_trained_one_said(tmp_path, channels):
     module, own = tuned.head(path, "vit", 3)
     np.testing.assert_allclose(module.apply(own, maps, method="head"), logits, atol=2e-4)
     assert load_file(path)["blocks.1.attn.qkv.weight"].shape == (24, 8)
+    head = {"kernel": np.ones((8, 4), np.float32), "bias": np.zeros(4, np.float32)}
+    weights.save(tmp_path / "another.safetensors", path, "vit", {"params": {"head": head}})
+    again = weights.load(tmp_path / "another.safetensors", "vit").module
+    assert (again.heads, again.classes) == (2, 4)
 
 
 def test_features_are_the_mean_of_the_map_without_a_classifier():

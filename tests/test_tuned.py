@@ -285,6 +285,6 @@ def test_settings_that_do_not_go_together(method, encoder, message):
         settings_of(Files("x.safetensors", "sets"), method, encoder)
     tree = {"name": "n", "encoder": {"kind": "conv"}, "method": FINE_TUNING}
     with pytest.raises(
-        config.SettingsError, match="fine_tuning starts from a published network, or trains a vit: encoder.kind = 'conv' is neither"
+        config.SettingsError, match="published network, or trains a vit: encoder.kind = 'conv' is neither"
     ):
         config.from_tree(tree, "test")
