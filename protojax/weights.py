@@ -1,7 +1,8 @@
 """Published weights of frozen backbones, read from safetensors files; nothing is filled in, nothing is left over.
 
 A file is recognised by its names (see `layouts`), which also tell the number of classes of its classifier and the size
-of its position embeddings; of a `vit` they tell all sizes but the heads, which its metadata say. Pickles, which run code when they are read, are refused.
+of its position embeddings. Of a `vit` the shapes tell all sizes but the heads, which the metadata of its file say.
+Pickles, which run code when they are read, are refused.
 """
 
 from collections.abc import Mapping, Sequence
