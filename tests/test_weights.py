@@ -88,6 +88,7 @@ def test_position_embeddings_tell_the_size(tmp_path):
 @pytest.mark.parametrize("publisher", [0, 1])
 def test_every_parameter_has_a_row(network, publisher):
     more = {"grid": 2} if "positions" in {row.ours for row in weights.table_of(network).rows} else {}
+    more |= {"patch": 4, "width": 8, "depth": 4, "heads": 2} if network == "vit" else {}
     tensors = _stored(network, publisher, classes=7, **more)
     table = weights.table_of(network)
     known = [layouts.pattern(name) for row in table.rows for name in naming.listed(row.theirs[publisher])]
@@ -127,6 +128,7 @@ PUBLISHED = {
 @pytest.mark.parametrize(("network", "publisher"), PUBLISHED)
 def test_names_are_those_that_publishers_use(network, publisher):
     more = {"grid": 2} if network.startswith(("deit", "dino")) else {}
+    more |= {"patch": 4, "width": 8, "depth": 4, "heads": 2} if network == "vit" else {}
     tensors = _stored(network, publisher, classes=7, **more)
     assert not set(PUBLISHED[network, publisher]) - set(tensors)
 
