@@ -175,7 +175,7 @@ def check(settings: Settings, dataset: DataSet) -> None:
     """
     info, encoder = dataset.info, settings.encoder.kind
     fitting = {
-        "image": ("conv", "resnet", "autoencoder"),
+        "image": ("conv", "resnet", "autoencoder", "vit"),
         "text": ("vdcnn",),
         "table": ("lstm",),
         "features": ("features", "frozen"),

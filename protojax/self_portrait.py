@@ -11,11 +11,12 @@ import numpy as np
 from protojax import concepts, database, health, portraits, readable, sharding
 from protojax.candidates import CandidateDatabase
 from protojax.config import FrozenSettings, Settings
-from protojax.data import crops, images
+from protojax.data import images
 from protojax.database import Transform
 from protojax.evaluate import Scored, number
 from protojax.methods import Batch, Method, Variables
 from protojax.opened import Opened
+from protojax.ops import crops
 from protojax.portraits import Subject
 
 SUBJECTS = 10

@@ -15,12 +15,13 @@ from flax import traverse_util
 from jax.typing import DTypeLike
 
 from protojax import weights
-from protojax.config import FrozenSettings
+from protojax.config import FrozenSettings, ViTSettings
+from protojax.networks import own_vit
 from protojax.networks.backbones import Tail, layer_before, stages_of
 from protojax.weights import Pretrained, WeightsError
 
 _INSIDE = "backbone"
-"""Where a tail keeps the variables of the network."""
+"""Where a tail keeps the variables of the network, and a transformer of one's own those of the one that is frozen."""
 
 
 class Start(NamedTuple):
@@ -77,19 +78,22 @@ def head(path: str | Path, network: str, classes: int) -> Start:
     return _tail(found, Tail(found.module), jax.ShapeDtypeStruct((1, 1, 1, width), jnp.float32), own)
 
 
-def write(path: str | Path, settings: FrozenSettings, variables: Mapping[str, Any]) -> None:
-    """Writes the whole network with the end that was trained, as a file that `weights.load` reads.
+def write(path: str | Path, settings: FrozenSettings | ViTSettings, variables: Mapping[str, Any]) -> None:
+    """Writes the whole network with what was trained, as a file that `weights.load` reads.
 
     Args:
       path: the safetensors file.
-      settings: the network and the file it started from.
-      variables: of the tail.
+      settings: the network and the file it started from, or the network that started from random values.
+      variables: of what was trained.
 
     Raises:
       WeightsError: the file cannot be read or written.
     """
     own = {name: tree[_INSIDE] for name, tree in variables.items()}
-    weights.save(path, settings.weights, settings.network, own)
+    if isinstance(settings, ViTSettings):
+        weights.create(path, own_vit.NETWORK, own, {"heads": str(settings.heads)})
+    else:
+        weights.save(path, settings.weights, settings.network, own)
 
 
 def _tail(found: Pretrained, module: Tail, maps: Any, classifier: Mapping[str, Any] | None) -> Start:

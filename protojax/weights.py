@@ -1,15 +1,15 @@
 """Published weights of frozen backbones, read from safetensors files; nothing is filled in, nothing is left over.
 
 A file is recognised by its names (see `layouts`), which also tell the number of classes of its classifier and the size
-of its position embeddings. Pickles, which run code when they are read, are refused.
+of its position embeddings. Of a `vit` the shapes tell all sizes but the heads, which the metadata of its file say.
+Pickles, which run code when they are read, are refused.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -17,8 +17,9 @@ from flax import traverse_util
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from protojax import layouts, resumable
-from protojax.layouts import Row, Table
+from protojax import layouts, naming, resumable
+from protojax.layouts import Table
+from protojax.naming import Wanted
 from protojax.networks.backbones import BACKBONES
 
 _PICKLES = (".pth", ".pt", ".bin", ".pkl", ".pickle", ".ckpt", ".tar")
@@ -41,26 +42,6 @@ class Pretrained(NamedTuple):
     """Of the file."""
 
 
-class _Wanted(NamedTuple):
-    """One of our parameters, and where it lies in the file."""
-
-    path: tuple[str, ...]
-    shape: tuple[int, ...]
-    names: tuple[str, ...]
-    axes: tuple[int, ...] | None
-
-    def shape_of_each(self, shift: int = 0) -> tuple[int, ...]:
-        """The shape of a stored array; `shift` rows are added here and not stored."""
-        shape = list(self.shape)
-        if self.axes is not None:
-            shape = [self.shape[self.axes.index(axis)] for axis in range(len(self.axes))]
-        if len(self.names) > 1:
-            shape[0] //= len(self.names)
-        if shift:
-            shape[1] -= shift
-        return tuple(shape)
-
-
 def load(path: str | Path, network: str, dtype: DTypeLike = jnp.float32) -> Pretrained:
     """Reads the weights of a backbone.
 
@@ -76,11 +57,12 @@ def load(path: str | Path, network: str, dtype: DTypeLike = jnp.float32) -> Pret
     path = Path(path)
     with _opened(path) as file:
         stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        said = file.metadata() or {}
         table = table_of(network)
         names = _without_prefix(stored, table)
         publisher = _publisher(path, network, table, names)
-        module = _module(path, network, table, publisher, names, stored, dtype)
-        wanted = list(_wanted(module, table, publisher))
+        module = _module(path, network, table, publisher, names, stored, said, dtype)
+        wanted = list(naming.wanted(module, table, publisher))
         # timm keeps no position of the class token where there are registers: it is part of the token.
         bare = _registers(network) and table.publishers[publisher] == "timm"
         _check(path, network, table, wanted, names, stored, bare)
@@ -111,21 +93,38 @@ def save(path: str | Path, source: str | Path, network: str, changed: Mapping[st
     table = table_of(network)
     with _opened(Path(source)) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        said = file.metadata()
     names = _without_prefix(tensors, table)
     publisher = _publisher(Path(source), network, table, names)
     head = flat.get(("params", "head", "bias"))
     module = found.module if head is None else found.module.clone(classes=len(head))
-    rows = {row.path: row for row in _wanted(module, table, publisher)}
+    rows = {row.path: row for row in naming.wanted(module, table, publisher)}
     for path_of, value in flat.items():
-        row, array = rows[path_of], np.asarray(value, np.float32)
-        if row.axes is not None:
-            array = array.transpose(np.argsort(row.axes))
-        for name, part in zip(row.names, np.split(array, len(row.names)), strict=True):
-            tensors[names.get(name, name)] = np.ascontiguousarray(part)
-    path = Path(path)
+        tensors |= {names.get(name, name): part for name, part in naming.as_stored(rows[path_of], value)}
+    _write(Path(path), tensors, said)
+
+
+def create(path: str | Path, network: str, variables: Mapping[str, Any], said: Mapping[str, str]) -> None:
+    """Writes the weights of a network that was trained here from random values, under the names of timm.
+
+    Args:
+      path: the safetensors file to write; replaced where it exists.
+      network: of them.
+      variables: all of the network.
+      said: what `load` cannot read off their shapes, such as the `heads` of a `vit`; the metadata of the file.
+
+    Raises:
+      WeightsError: the file cannot be written.
+    """
+    flat = traverse_util.flatten_dict(dict(variables))
+    rows = naming.named({path: np.shape(value) for path, value in flat.items()}, table_of(network), 0)
+    _write(Path(path), dict(part for row in rows for part in naming.as_stored(row, flat[row.path])), said)
+
+
+def _write(path: Path, tensors: dict[str, np.ndarray], said: Mapping[str, str] | None) -> None:
     temporary = path.with_name(f".{path.name}")
     try:
-        save_file(tensors, temporary)
+        save_file(tensors, temporary, None if said is None else dict(said))
         temporary.replace(path)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be written: {error.strerror}") from None
@@ -189,7 +188,7 @@ def _publisher(path: Path, network: str, table: Table, names: Mapping[str, str])
     """Whose names these are."""
     found = []
     for publisher in range(len(table.publishers)):
-        known = [layouts.pattern(name) for row in table.rows for name in _tuple(row.theirs[publisher])]
+        known = [layouts.pattern(name) for row in table.rows for name in naming.listed(row.theirs[publisher])]
         found.append(sum(any(p.fullmatch(name) for p in known) for name in names))
     if not max(found):
         shown = ", ".join(list(names.values())[:_LISTED])
@@ -207,9 +206,10 @@ def _module(
     publisher: int,
     names: Mapping[str, str],
     stored: Mapping[str, tuple[int, ...]],
+    said: Mapping[str, str],
     dtype: DTypeLike,
 ) -> nn.Module:
-    """The network with the classifier and the position embeddings of the file."""
+    """The network with the classifier and the position embeddings of the file, of a `vit` with all its sizes."""
     rows = {row.ours: row.theirs[publisher] for row in table.rows}
     head = names.get(rows["head/kernel"])
     more: dict[str, Any] = {"classes": stored[head][0] if head else 0, "dtype": dtype}
@@ -222,35 +222,37 @@ def _module(
         more["grid"] = round(count**0.5)
         if more["grid"] ** 2 != count:
             raise WeightsError(f"{path}: {places} has {count} places of patches, which make no square")
+    if network == "vit":
+        more |= _sizes(path, rows, names, stored, said)
     return BACKBONES[network].module(**more)
 
 
-def _wanted(module: nn.Module, table: Table, publisher: int) -> Iterator[_Wanted]:
-    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), image)
-    flat = traverse_util.flatten_dict(shapes)
-    rows = [(layouts.pattern(row.ours), row) for row in table.rows]
-    matched = {path: _match("/".join(path[1:]), rows) for path in flat}
-    blocks = sorted({(n["i"], n["j"]) for _, n in matched.values() if "j" in n})
-    for path, (row, numbers) in matched.items():
-        if "j" in numbers:
-            numbers = {**numbers, "n": blocks.index((numbers["i"], numbers["j"]))}
-        names = tuple(layouts.filled(name, numbers) for name in _tuple(row.theirs[publisher]))
-        yield _Wanted(path, flat[path].shape, names, row.axes)
-
-
-def _match(ours: str, rows: Sequence[tuple[Any, Row]]) -> tuple[Row, dict[str, int]]:
-    row, match = next((row, match) for known, row in rows if (match := known.fullmatch(ours)))
-    numbers = {name: int(number) for name, number in match.groupdict().items()}
-    # The first block of EfficientNet-Lite has rows of its own, and is counted all the same.
-    return row, numbers or ({"i": 0, "j": 0} if ours.startswith("stage_0_block_0/") else {})
+def _sizes(
+    path: Path,
+    rows: Mapping[str, layouts.Names],
+    names: Mapping[str, str],
+    stored: Mapping[str, tuple[int, ...]],
+    said: Mapping[str, str],
+) -> dict[str, int]:
+    """The sizes of a transformer that has no published ones."""
+    patches = stored.get(names.get(rows["patches/kernel"], ""), ())
+    block = layouts.pattern(rows["block_{i}/norm_1/scale"])
+    heads = said.get("heads", "")
+    if len(patches) != 4 or not heads.isdecimal() or not int(heads) or patches[0] % int(heads):
+        raise WeightsError(
+            f"{path}: not the weights of a vit as a run of fine_tuning leaves them: {rows['patches/kernel']} is "
+            f"{list(patches) or 'missing'}, and its metadata say heads = {heads or 'nothing'!r}, which has to divide "
+            "the width; a published network has a name of its own (encoder.network)"
+        )
+    depth = sum(block.fullmatch(name) is not None for name in names)
+    return {"patch": patches[-1], "width": patches[0], "depth": depth, "heads": int(heads)}
 
 
 def _check(
     path: Path,
     network: str,
     table: Table,
-    wanted: Sequence[_Wanted],
+    wanted: Sequence[Wanted],
     names: Mapping[str, str],
     stored: Mapping[str, tuple[int, ...]],
     bare: bool,
@@ -277,7 +279,3 @@ def _check(
 
 def _registers(network: str) -> bool:
     return getattr(BACKBONES[network].module, "keywords", {}).get("registers", 0) > 0
-
-
-def _tuple(names: layouts.Names) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else names

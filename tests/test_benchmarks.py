@@ -77,7 +77,7 @@ def codes_run(tmp_path, monkeypatch):
     from flax import traverse_util
     from safetensors.numpy import save_file
 
-    from protojax import config, layouts, run, weights
+    from protojax import config, layouts, naming, run, weights
     from protojax.data import frozen
     from protojax.networks import backbones
     from protojax.networks.efficientnet_lite import EfficientNetLite, Stage
@@ -88,7 +88,7 @@ def codes_run(tmp_path, monkeypatch):
     module = network(classes=10)
     flat = traverse_util.flatten_dict(jax.jit(module.init)(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32)))
     tensors = {}
-    for row in weights._wanted(module, layouts.EFFICIENTNET_LITE, 0):
+    for row in naming.wanted(module, layouts.EFFICIENTNET_LITE, 0):
         array = np.asarray(flat[row.path])
         tensors[row.names[0]] = np.ascontiguousarray(
             array if row.axes is None else array.transpose(np.argsort(row.axes))

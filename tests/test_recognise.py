@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from protojax import cli, recognise, weights
+from protojax import cli, naming, recognise, weights
 from protojax.networks.backbones import BACKBONES
 
 
@@ -11,7 +11,7 @@ from protojax.networks.backbones import BACKBONES
 def lite0(tmp_path_factory):
     """Weights that are all zero but for the classifier's bias, by which class 1 wins, then 2."""
     module = BACKBONES["efficientnet_lite0"].module(classes=3)
-    rows = weights._wanted(module, weights.table_of("efficientnet_lite0"), 0)
+    rows = naming.wanted(module, weights.table_of("efficientnet_lite0"), 0)
     tensors = {row.names[0]: np.zeros(row.shape_of_each(), np.float32) for row in rows}
     tensors["classifier.bias"] = np.log(np.array([0.1, 0.6, 0.3], np.float32))
     path = tmp_path_factory.mktemp("weights") / "lite0.safetensors"

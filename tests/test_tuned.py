@@ -13,7 +13,7 @@ from flax import traverse_util
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from protojax import config, experiment, export, layouts, run_commands, tuned, weights
+from protojax import config, experiment, export, layouts, naming, run_commands, tuned, weights
 from protojax.data import DataError, frozen, prepare
 from protojax.networks import backbones
 from protojax.networks.backbones import HALF, IMAGENET, Backbone, Tail, layer_before
@@ -59,7 +59,7 @@ def write(path, name, publisher=0):
     """A file of a tiny network in the layout of a publisher."""
     module, variables = variables_of(name)
     flat, tensors = traverse_util.flatten_dict(variables), {}
-    for row in weights._wanted(module, NETWORKS[name][1], publisher):
+    for row in naming.wanted(module, NETWORKS[name][1], publisher):
         array = flat[row.path] if row.axes is None else flat[row.path].transpose(np.argsort(row.axes))
         tensors[row.names[0]] = np.ascontiguousarray(array)
     save_file(tensors, path)
@@ -285,6 +285,6 @@ def test_settings_that_do_not_go_together(method, encoder, message):
         settings_of(Files("x.safetensors", "sets"), method, encoder)
     tree = {"name": "n", "encoder": {"kind": "conv"}, "method": FINE_TUNING}
     with pytest.raises(
-        config.SettingsError, match="fine_tuning starts from a published network: encoder.kind = 'conv'"
+        config.SettingsError, match="published network, or trains a vit: encoder.kind = 'conv' is neither"
     ):
         config.from_tree(tree, "test")

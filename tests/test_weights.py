@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from protojax import cli, convert, layouts, weights
+from protojax import cli, convert, layouts, naming, weights
 from protojax.networks.backbones import BACKBONES
 
 
 def _stored(network, publisher=0, **more):
     """The tensors of a file in the layout of one publisher, all zeros: names and shapes by the table itself."""
     table = weights.table_of(network)
-    rows = weights._wanted(BACKBONES[network].module(**more), table, publisher)
+    rows = naming.wanted(BACKBONES[network].module(**more), table, publisher)
     return {name: np.zeros(row.shape_of_each(), np.float32) for row in rows for name in row.names}
 
 
@@ -88,9 +88,10 @@ def test_position_embeddings_tell_the_size(tmp_path):
 @pytest.mark.parametrize("publisher", [0, 1])
 def test_every_parameter_has_a_row(network, publisher):
     more = {"grid": 2} if "positions" in {row.ours for row in weights.table_of(network).rows} else {}
+    more |= {"patch": 4, "width": 8, "depth": 4, "heads": 2} if network == "vit" else {}
     tensors = _stored(network, publisher, classes=7, **more)
     table = weights.table_of(network)
-    known = [layouts.pattern(name) for row in table.rows for name in weights._tuple(row.theirs[publisher])]
+    known = [layouts.pattern(name) for row in table.rows for name in naming.listed(row.theirs[publisher])]
     assert all(any(p.fullmatch(name) for p in known) for name in tensors)
     assert len(tensors) > 50
 
@@ -127,6 +128,7 @@ PUBLISHED = {
 @pytest.mark.parametrize(("network", "publisher"), PUBLISHED)
 def test_names_are_those_that_publishers_use(network, publisher):
     more = {"grid": 2} if network.startswith(("deit", "dino")) else {}
+    more |= {"patch": 4, "width": 8, "depth": 4, "heads": 2} if network == "vit" else {}
     tensors = _stored(network, publisher, classes=7, **more)
     assert not set(PUBLISHED[network, publisher]) - set(tensors)
 

@@ -23,11 +23,12 @@ from tqdm import tqdm
 from protojax import metrics, opened, ops, weights
 from protojax.concepts import upsampled
 from protojax.config import Settings
-from protojax.data import catalog, crops, frozen, funnybirds, prepare
+from protojax.data import catalog, frozen, funnybirds, prepare
 from protojax.data.funnybirds import PIECES, Scene
 from protojax.methods import pruning
 from protojax.methods.pruning import BOOK
 from protojax.metrics.misalignment import Observed
+from protojax.ops import crops
 
 PAIRS = [(1, 2), (3, 4), (6, 7)]
 """Right and left of `funnybirds.PIECES`."""

@@ -16,6 +16,7 @@ from protojax.config.encoders import EncoderSettings as EncoderSettings
 from protojax.config.encoders import LSTMSettings as LSTMSettings
 from protojax.config.encoders import ResNetSettings as ResNetSettings
 from protojax.config.encoders import VDCNNSettings as VDCNNSettings
+from protojax.config.encoders import ViTSettings as ViTSettings
 from protojax.config.frozen import FeaturesSettings as FeaturesSettings
 from protojax.config.frozen import FrozenSettings as FrozenSettings
 from protojax.config.frozen import ViewSettings as ViewSettings

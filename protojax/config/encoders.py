@@ -83,12 +83,39 @@ class AutoencoderSettings(Section):
         return self
 
 
+class ViTSettings(Section):
+    """A vision transformer that starts from random values, and reads images as a frozen one does. A run of
+    `fine_tuning` leaves its weights for `encoder.kind = "frozen"` with `encoder.network = "vit"`."""
+
+    kind: Literal["vit"] = "vit"
+    patch: PositiveInt = 8
+    """Pixels of a side of a patch; it divides those of the image."""
+    width: PositiveInt = 128
+    """Features of a patch."""
+    depth: PositiveInt = 4
+    """Blocks of attention and two dense layers."""
+    heads: PositiveInt = 4
+    """Attention heads; they divide the width."""
+    image_size: tuple[PositiveInt, PositiveInt] | None = None
+    """Height and width in pixels of what the network sees, a square; absent: those of the images."""
+    crop: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the sides of an image that the centre crop keeps, before it is resized."""
+    interpolation: Literal["linear", "cubic"] = "cubic"
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
+        return self
+
+
 EncoderSettings = Annotated[
     ConvSettings
     | ResNetSettings
     | VDCNNSettings
     | LSTMSettings
     | AutoencoderSettings
+    | ViTSettings
     | FrozenSettings
     | FeaturesSettings,
     Field(discriminator="kind"),

@@ -28,13 +28,14 @@ class ViewSettings(Section):
 
 
 class FrozenSettings(Section):
-    """A published network that is not trained; what is trained reads the map of its features, and nothing of it is in
-    a checkpoint but the hash of its weights."""
+    """A published network, or one of your own, that is not trained; what is trained reads the map of its features, and
+    nothing of it is in a checkpoint but the hash of its weights."""
 
     kind: Literal["frozen"] = "frozen"
     network: Literal[
         "deit_small",
         "vit_base",
+        "vit",
         "dinov2_small",
         "dinov2_base",
         "dinov2_large",
@@ -46,6 +47,7 @@ class FrozenSettings(Section):
         "convnext_large",
         "efficientnet_lite0",
     ]
+    """`vit` is a transformer of any sizes, which a run of `fine_tuning` with `encoder.kind = "vit"` leaves."""
     weights: str
     """Safetensors file, with the names of timm or of Hugging Face transformers."""
     image_size: tuple[PositiveInt, PositiveInt] = (224, 224)

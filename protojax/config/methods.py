@@ -101,7 +101,8 @@ class ProtoQuantSettings(Section):
 
 class FineTuningSettings(Section):
     """A linear classifier on the mean of the last map of a published network, trained with its last
-    `encoder.tuned_stages` stages. The run folder gets `weights.safetensors`: the network as it is then."""
+    `encoder.tuned_stages` stages; or, of `encoder.kind = "vit"`, a whole network with it from random values. The run
+    folder gets `weights.safetensors`: the network as it is then."""
 
     kind: Literal["fine_tuning"] = "fine_tuning"
 

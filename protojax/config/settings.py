@@ -141,9 +141,12 @@ class Settings(Section):
         self._check_own_prototypes()
         if self.encoder.kind == "frozen":
             self._check_frozen(self.encoder)
+        elif self.encoder.kind == "vit":
+            self._check_vit()
         elif self.method.kind == "fine_tuning":
             raise ValueError(
-                f"fine_tuning starts from a published network: encoder.kind = {self.encoder.kind!r} is none"
+                f"fine_tuning starts from a published network, or trains a vit: encoder.kind = {self.encoder.kind!r} "
+                "is neither"
             )
         if self.method.kind == "protoquant":
             last = self.method.prune_at or self.method.codebook_steps
@@ -177,6 +180,19 @@ class Settings(Section):
             raise ValueError(
                 "evaluate.neighbours needs a database of training examples, and decisions of "
                 f"{self.method.kind} lean on prototypes of its own: set it to 0"
+            )
+
+    def _check_vit(self) -> None:
+        if self.data.augment.standardize:
+            raise ValueError(
+                "data.augment.standardize must be false with encoder.kind = 'vit', which normalises all images alike, "
+                "as a frozen network does"
+            )
+        if self.method.kind == "protoquant":
+            raise ValueError(
+                "protoquant freezes its network, and encoder.kind = 'vit' starts from random values: train it with "
+                "method.kind = 'fine_tuning', then name its weights.safetensors with encoder.kind = 'frozen' and "
+                "encoder.network = 'vit'"
             )
 
     def _check_frozen(self, encoder: FrozenSettings) -> None:

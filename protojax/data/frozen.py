@@ -19,10 +19,11 @@ import numpy as np
 
 from protojax import config, resumable, sharding, weights
 from protojax.config import FrozenSettings, Settings
-from protojax.data import augment, crops, feature_stamp, feature_store, feature_writer, loading, trivial
+from protojax.data import augment, feature_stamp, feature_store, feature_writer, loading, trivial
 from protojax.data.feature_stamp import Stamp
 from protojax.data.source import DataError, DataSet, Source
 from protojax.networks.backbones import BACKBONES, layer_before
+from protojax.ops import crops
 
 
 def load(settings: Settings) -> DataSet:

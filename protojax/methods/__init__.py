@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from protojax import networks, tuned
-from protojax.config import Settings
+from protojax.config import Settings, ViTSettings
 from protojax.methods import attention_autoencoder, encoder, fine_tuning, protoattend, protoquant, prototype_autoencoder
 from protojax.methods.method import Batch, Method, Prediction, Stage, Support, Variables
 
@@ -32,6 +32,8 @@ def build(settings: Settings, classes: int, axis_name: str | None = None, device
         case "prototype_autoencoder":
             return prototype_autoencoder.build(network, classes, settings.method, axis_name)
         case "fine_tuning":
+            if isinstance(settings.encoder, ViTSettings):
+                return fine_tuning.build(network.clone(classes=classes))
             return fine_tuning.build(*tuned.start(settings.encoder, classes, jnp.dtype(settings.train.precision)))
         case "protoquant":
             head = getattr(settings.encoder, "head", None)

@@ -109,8 +109,8 @@ class Method(NamedTuple):
     """Whether decisions lean on codes, some of which can be taken out (`methods.pruning`, `protojax.codes`), and
     `views` shows where a decision sees them (`protojax.concepts`)."""
     leaves_weights: bool = False
-    """Whether what was trained is the end of a published network, which a run leaves as a file of weights for others
-    (`protojax.tuned`)."""
+    """Whether what was trained is the end of a published network, or a whole one, which a run leaves as a file of
+    weights for others (`protojax.tuned`)."""
 
 
 def target_of(batch: Batch) -> jax.Array:

@@ -18,15 +18,17 @@ from protojax.config import (
     LSTMSettings,
     ResNetSettings,
     VDCNNSettings,
+    ViTSettings,
 )
 from protojax.networks.autoencoder import Autoencoder
 from protojax.networks.backbones import MapEncoder
 from protojax.networks.conv import ConvNet
 from protojax.networks.lstm import LSTM
+from protojax.networks.own_vit import OwnViT
 from protojax.networks.resnet import ResNet
 from protojax.networks.vdcnn import VDCNN
 
-__all__ = ["LSTM", "VDCNN", "Autoencoder", "ConvNet", "MapEncoder", "ResNet", "build"]
+__all__ = ["LSTM", "VDCNN", "Autoencoder", "ConvNet", "MapEncoder", "OwnViT", "ResNet", "build"]
 
 
 def build(settings: EncoderSettings, dtype: DTypeLike = jnp.float32, axis_name: str | None = None) -> nn.Module:
@@ -48,6 +50,8 @@ def build(settings: EncoderSettings, dtype: DTypeLike = jnp.float32, axis_name: 
             encoder = LSTM
         case AutoencoderSettings():
             encoder = Autoencoder
+        case ViTSettings():
+            encoder = OwnViT
         case FrozenSettings() | FeaturesSettings():
             # The backbone belongs to the data: what is trained starts from its features.
             return MapEncoder()

@@ -36,6 +36,7 @@ def _dino(width: int, depth: int, heads: int, **more: Any) -> Backbone:
 BACKBONES = {
     "deit_small": Backbone(partial(ViT, patch=16, width=384, depth=12, heads=6), IMAGENET),
     "vit_base": Backbone(partial(ViT, patch=16, width=768, depth=12, heads=12), HALF),
+    "vit": Backbone(ViT, HALF),
     "dinov2_small": _dino(384, 12, 6),
     "dinov2_base": _dino(768, 12, 12),
     "dinov2_large": _dino(1024, 24, 16),
@@ -47,7 +48,7 @@ BACKBONES = {
     "convnext_large": Backbone(partial(ConvNeXt, depths=(3, 3, 27, 3), widths=(192, 384, 768, 1536)), IMAGENET),
     "efficientnet_lite0": Backbone(EfficientNetLite, HALF),
 }
-"""By the names that `protojax.config.FrozenSettings` lists."""
+"""By the names that `protojax.config.FrozenSettings` lists; the sizes of a `vit` are those of its file."""
 
 
 def stages_of(module: nn.Module) -> int:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from protojax.data import augment, crops, trivial
+from protojax.data import augment, trivial
+from protojax.ops import crops
 
 IDS = np.array([7, 3, 11, 5], np.int32)
 

@@ -14,7 +14,7 @@ from flax import traverse_util
 from PIL import Image
 from safetensors.numpy import save_file
 
-from protojax import cli, config, experiment, layouts, methods, opened, step, weights
+from protojax import cli, config, experiment, layouts, methods, naming, opened, step, weights
 from protojax.data import DataError, feature_writer, frozen, loading, prepare, resident, sampling
 from protojax.networks import backbones
 from protojax.networks.backbones import IMAGENET, Backbone
@@ -34,7 +34,7 @@ def _weights(path, module, seed=0):
     variables = jax.jit(module(classes=3).init)(jax.random.key(seed), jnp.zeros((1, 16, 16, 3)))
     flat = traverse_util.flatten_dict(variables)
     tensors = {}
-    for row in weights._wanted(module(classes=3), layouts.RESNET, 0):
+    for row in naming.wanted(module(classes=3), layouts.RESNET, 0):
         array = np.asarray(flat[row.path])
         inverse = None if row.axes is None else np.argsort(row.axes)
         tensors[row.names[0]] = np.ascontiguousarray(array if inverse is None else array.transpose(inverse))

@@ -7,7 +7,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from protojax import config, layouts, weights
+from protojax import config, layouts, naming, weights
 from protojax.data import frozen, loading
 from protojax.networks import backbones
 from protojax.networks.backbones import IMAGENET, Backbone
@@ -21,7 +21,7 @@ def test_the_batch_is_split_over_the_devices(tmp_path, monkeypatch):
     variables = jax.eval_shape(module().init, jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
     flat, rng = traverse_util.flatten_dict(variables), np.random.default_rng(0)
     tensors = {}
-    for row in weights._wanted(module(), layouts.RESNET, 0):
+    for row in naming.wanted(module(), layouts.RESNET, 0):
         shape = flat[row.path].shape
         # Kernels that keep the size of what they read; scales, shifts, means and variances.
         spread = np.prod(shape[:-1]) ** -0.5
