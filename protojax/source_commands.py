@@ -31,13 +31,15 @@ def _prepare(parsed: argparse.Namespace) -> None:
             raise ValueError(f"--{option.replace('_', '-')} means nothing for {parsed.kind}; leave it out")
     if parsed.kind != "tfds" and parsed.name is None:
         raise ValueError(f"prepare {parsed.kind} needs --name NAME: the name of the data set that is written")
+    if parsed.kind == "tfds" and parsed.overwrite:
+        raise ValueError("--overwrite means nothing for tfds; remove the folder of the data set to have it built anew")
     label = parsed.label or "label"
     common: dict[str, Any] = {"data_dir": parsed.data_dir, "overwrite": parsed.overwrite}
     given = {option: getattr(parsed, option) for option in ("name", *_DIVISION)}
     common |= {option: value for option, value in given.items() if value is not None}
     match parsed.kind:
         case "tfds":
-            done = prepare.official(str(parsed.source), **common)
+            done = prepare.official(str(parsed.source), data_dir=parsed.data_dir)
         case "funnybirds":
             done = prepare.funnybirds(parsed.source, **common)
         case "idx":

@@ -77,7 +77,7 @@ def codes_run(tmp_path, monkeypatch):
     from flax import traverse_util
     from safetensors.numpy import save_file
 
-    from protojax import config, layouts, naming, run, weights
+    from protojax import config, layouts, naming, run
     from protojax.data import frozen
     from protojax.networks import backbones
     from protojax.networks.efficientnet_lite import EfficientNetLite, Stage

@@ -3,7 +3,8 @@
 A part map shows where each object is, and behind all objects is one plain colour. An object is taken away by painting
 it with that colour, and its edge, which is mixed with it. Where nothing but plain background lies around the object,
 rendering would show the same. Where the object touches the bird or another object, more of those may stand behind it:
-the picture is a guess, with a plain hole. What an object hides as a whole is not known in either case.
+the picture is a guess, with a plain hole. A contact that shows in nothing but the mixed colours of edges goes
+unnoticed. What an object hides as a whole is not known in either case.
 """
 
 from typing import NamedTuple
@@ -37,10 +38,13 @@ def without_each(scene: Scene) -> WithoutObjects:
     """Takes the background objects away, one at a time; those that are hidden or out of the frame are left out.
 
     Raises:
-      DataError: the scene has no part map, a file cannot be read, or no plain background is seen in it.
+      DataError: the scene has no part map, or one of another size, a file cannot be read, or no plain background is
+        seen.
     """
     objects, pieces = funnybirds.object_masks(scene), funnybirds.piece_masks(scene)
     legend, picture = funnybirds.picture(scene.part_map), funnybirds.picture(scene.image)
+    if legend.shape != picture.shape:
+        raise DataError(f"{scene.part_map} is {legend.shape[:2]} pixels, but {scene.image} {picture.shape[:2]}")
     plain = (legend == _PLAIN).all(axis=-1)
     standing = (legend == _BODY).all(axis=-1) | pieces.any(axis=0) | objects.any(axis=0)
     if not plain.any():

@@ -273,7 +273,7 @@ def _described(root: Path, split: str) -> dict[int, _Described]:
     for place, entry in enumerate(_json(root / name)):
         try:
             missing = tuple(part for part in PARTS if entry[f"{part}_model"] == "placeholder")
-            objects = sum(map(bool, entry.get("bg_objects", "").split(",")))
+            objects = sum(map(bool, (entry.get("bg_objects") or "").split(",")))
             described[int(entry.get("index", place))] = _Described(int(entry["class_idx"]), missing, objects)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{root / name}: entry {place} is malformed: {error!r}") from None

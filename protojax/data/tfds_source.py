@@ -68,8 +68,8 @@ def find(name: str, data_dir: str | None) -> Prepared:
     if "array_record" not in formats:
         raise DataError(
             f"{folder}: stored as {' and '.join(formats)}, which cannot be read by position without TensorFlow: build "
-            f"it with file_format='array_record'; an official set with `protojax prepare tfds {name} --data-dir "
-            f"{'DIR' if data_dir is None else data_dir} --overwrite`"
+            f"it with file_format='array_record'; an official set with `protojax prepare tfds {name} --data-dir DIR`, "
+            "where DIR does not hold it yet"
         )
     # A table may have a column of this name, which is a number or a text.
     arrays = isinstance(features.get("features"), tfds.features.Tensor) and features["features"].shape != ()

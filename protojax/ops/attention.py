@@ -29,8 +29,8 @@ _DENSE = 1 << 14
 _DENSE_SCORES = 1 << 22
 """Of all queries together, at most, for the memory they take."""
 
-_SPARE, _OPEN = tiles.ROWS_AT_ONCE - 1, 256
-"""Rows added to a batch of unknown size (`jax.export`), and how many it is taken for where the execution is chosen."""
+_OPEN = 256
+"""Queries that a batch of unknown size (`jax.export`) is taken for where the execution is chosen."""
 
 _ROWS = (1 << 17, 32), (1 << 18, 64), (float("inf"), 128)
 """Candidates in a block, where no index says otherwise, up to so many of them in all: maxima of a million blocks and
@@ -81,7 +81,7 @@ def attend(
     """Attention over all candidates, of which the `width` heaviest are listed.
 
     A query without any candidate gets outputs of 0, an empty list and a size of 0. Under `jax.vmap` single queries are
-    a batch; the gradient of the keys there has a copy for each of them.
+    a batch, and several databases are taken one after the other; the gradient of the keys has a copy for each query.
 
     Args:
       queries: floating `[batch, d]`.
@@ -130,11 +130,8 @@ def attend(
     mesh = sharded.mesh_of(keys) if mesh is None else mesh
     is_open = export.is_symbolic_dim(batch)
     if is_open:
-        # Of a function that is exported for any batch: with these it has as many rows as any choice below asks for.
-        # They repeat the last query, and are settled where it is; zeros would ask for every candidate.
-        queries = jnp.concatenate([queries, jnp.broadcast_to(queries[-1:], (_SPARE, queries.shape[1]))])
-        if exclude is not None:
-            exclude = jnp.concatenate([exclude, jnp.broadcast_to(exclude[-1:], (_SPARE,))])
+        # Of a function that is exported for any batch.
+        queries, exclude = Queries(queries, exclude).with_spare_rows()
     elif batch == 0:
         # Of one query, none.
         queries, exclude = jnp.zeros((1, queries.shape[1])), None

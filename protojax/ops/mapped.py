@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import custom_batching, lax
+from jax import custom_batching, export, lax
 
 from protojax.ops.clusters import ClusterIndex
 from protojax.ops.listed import Solved
@@ -30,8 +30,12 @@ def by_rows(solve: Solve) -> Solve:
             found = lax.map(lambda i: solved(*_at(i, arguments, tuple(mapped))), jnp.arange(size))
         else:
             candidates, queries, index = arguments
-            found = solved(candidates, jax.tree.map(lambda x, own: _joined(x, own, size), queries, mapped[1]), index)
-            found = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), found)
+            together = jax.tree.map(lambda x, own: _joined(x, own, size), queries, mapped[1])
+            rows = together.scaled.shape[0]
+            if export.is_symbolic_dim(rows):
+                together = together.with_spare_rows()
+            found = solved(candidates, together, index)
+            found = jax.tree.map(lambda x: x[:rows].reshape(size, rows // size, *x.shape[1:]), found)
         return found, jax.tree.map(lambda _: True, found)
 
     return solved

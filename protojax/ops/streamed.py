@@ -117,8 +117,11 @@ def _in_groups(solved: Solved, waiting: jax.Array, solve_rows: Callable[[jax.Arr
         return solved, waiting.at[rows].set(False, mode="drop")
 
     def body(state: tuple) -> tuple:
-        together = partial(next_of, min(batch, _TOGETHER))
-        return lax.cond(state[1].sum() > 1, together, partial(next_of, 1), state)
+        # Either way is compiled: a small batch has the one for single queries alone.
+        alone = partial(next_of, 1)
+        if batch <= _FEW:
+            return alone(state)
+        return lax.cond(state[1].sum() > 1, partial(next_of, min(batch, _TOGETHER)), alone, state)
 
     return lax.while_loop(lambda state: state[1].any(), body, (solved, waiting))[0]
 

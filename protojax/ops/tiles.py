@@ -59,6 +59,14 @@ class Queries(NamedTuple):
         """Those of some rows; a row beyond the last stands for the last."""
         return jax.tree.map(lambda x: x.at[rows].get(mode="clip"), self)
 
+    def with_spare_rows(self) -> "Queries":
+        """With so many more that a batch of unknown size has as many rows as anything asks for.
+
+        They repeat the last query, and are settled where it is; zeros would ask for every candidate.
+        """
+        spare = ROWS_AT_ONCE - 1
+        return jax.tree.map(lambda x: jnp.concatenate([x, jnp.broadcast_to(x[-1:], (spare, *x.shape[1:]))]), self)
+
 
 class Listed(NamedTuple):
     """The best candidates of each query on one device."""

@@ -272,6 +272,19 @@ def test_single_queries_under_vmap_are_a_batch():
     assert flops(one_by_one) < 1.1 * flops(attend)
 
 
+def test_single_queries_under_vmap_are_exported_for_any_number():
+    queries, *rest = operands(3000)
+    sizes = export.symbolic_shape("b, 8")
+    shapes = jax.ShapeDtypeStruct(sizes, np.float32), jax.ShapeDtypeStruct(sizes[:1], np.int32)
+    program = export.export(jax.jit(lambda q, e: one_by_one(q, *rest[:-1], e)))(*shapes)
+    for count in (1, BATCH):
+        found = jax.tree.leaves(program.call(queries[:count], rest[-1][:count]))
+        for one, other in zip(
+            found, jax.tree.leaves(attend(queries[:count], *rest[:-1], rest[-1][:count])), strict=True
+        ):
+            np.testing.assert_allclose(one, other, atol=1e-6)
+
+
 def test_batches_under_vmap():
     queries, keys, values, *rest = operands(3000)
     several = queries.reshape(3, 4, SIZE)

@@ -41,6 +41,15 @@ class TinyPictures(TinyOfficial):
             yield i, {"image": np.full((4, 4, 1), i, np.uint8), "label": i % 2}
 
 
+class TinyNeedy(TinyOfficial):
+    """Its code needs a package of its own."""
+
+    def _split_generators(self, manager):
+        import no_such_module
+
+        return no_such_module.splits
+
+
 class TinyOffline(TinyOfficial):
     """Its files cannot be had."""
 
@@ -60,17 +69,12 @@ def test_what_is_built_is_read(tmp_path):
     assert texts(tmp_path) == (("cat", "dog"), 30, 10)
 
 
-def first_text(folder):
-    return next(iter(tfds.builder_from_directory(folder).as_data_source("train")))["text"].decode()[-1]
-
-
-def test_it_is_built_again_when_asked(tmp_path, monkeypatch):
+def test_what_is_there_stays(tmp_path, monkeypatch):
     path = prepare.official("tiny_official", data_dir=tmp_path).path
     monkeypatch.setattr(TinyOfficial, "seed", 1)
     assert prepare.official("tiny_official", data_dir=tmp_path).path == path
-    assert first_text(path) == "0"
-    prepare.official("tiny_official", data_dir=tmp_path, overwrite=True)
-    assert first_text(path) == "1"
+    first = next(iter(tfds.builder_from_directory(path).as_data_source("train")))
+    assert first["text"].decode().endswith("of 0")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,12 @@ def test_it_is_built_again_when_asked(tmp_path, monkeypatch):
             "tiny_pictures",
             r"'tiny_pictures' needs what is not installed \(.*tensorflow.*\): pip install 'protojax\[tensorflow\]'",
         ),
+        (
+            "tiny_needy",
+            r"'tiny_needy' needs what is not installed \(No module named 'no_such_module'\): install it, then the same",
+        ),
         ("tiny_offline", "the builder of 'tiny_offline' failed: ConnectionError: no route to its host"),
+        ("../no_such_set", "TFDS has no data set '../no_such_set'"),
         ("no_such_set", "TFDS has no data set 'no_such_set'; its names are listed at https://"),
     ],
 )
