@@ -43,7 +43,7 @@ _TOGETHER = 8
 """Queries for which more blocks are opened, or passes made, at once."""
 
 _FEW = 4
-"""Queries that ask an index; more of them share a pass in less time."""
+"""Queries that ask an index, and are solved one by one where need be; more of them share a pass in less time."""
 
 
 def solve(candidates: Candidates, queries: Queries, index: ClusterIndex | None, plan: Plan) -> Solved:
