@@ -14,6 +14,9 @@ from protojax import ops
 SIZES = ((12544, 384, 2000), (12544, 768, 2000), (4096, 768, 16000), (1024, 768, 128000))
 """Vectors (256 images of 7x7), features, codes: the paper's networks, and its smallest and largest codebooks."""
 
+RANDOM = (12544, 768, 2000)
+"""Where no code is near, as before training."""
+
 QUICK = ((196, 16, 50), (98, 16, 5000))
 
 CHECKED = 32
@@ -33,11 +36,13 @@ class Problem(NamedTuple):
 
 def cases(options: Any) -> Iterator[Case]:
     """The cases, one after another."""
-    for vectors, features, codes in QUICK if options.quick else SIZES:
-        problem = drawn(vectors, features, codes)
+    sizes, hard = (QUICK, QUICK[0]) if options.quick else (SIZES, RANDOM)
+    problems = [(size, drawn, "") for size in sizes] + [(hard, random, ", no code near")]
+    for (vectors, features, codes), draw, how in problems:
+        problem = draw(vectors, features, codes)
         check = partial(_near, _scores(problem))
         floor = options.peaks.seconds(2.0 * vectors * features * codes, problem.codes.nbytes)
-        name = f"{vectors} vectors of {features}, K = {codes}"
+        name = f"{vectors} vectors of {features}, K = {codes}{how}"
         given = jnp.asarray(problem.vectors), jnp.asarray(problem.codes)
 
         ours = [measure.compiled(OURS, places, *given, check=check)]
@@ -69,6 +74,12 @@ def drawn(vectors: int, features: int, codes: int) -> Problem:
     own = directions[random.integers(0, codes, vectors)]
     noise = random.normal(size=(vectors, features)).astype(np.float32) * np.float32(2 / features**0.5)
     return Problem(3 * (own + noise), directions)
+
+
+def random(vectors: int, features: int, codes: int) -> Problem:
+    """Vectors that have nothing to do with the codes, as before training."""
+    random = np.random.default_rng(codes)
+    return drawn(vectors, features, codes)._replace(vectors=random.normal(size=(vectors, features)).astype(np.float32))
 
 
 def _scores(problem: Problem) -> np.ndarray:

@@ -4,25 +4,37 @@
     euclidean   q(z) = argmin_k |z - c_k|^2 = argmax_k z c_k - |c_k|^2 / 2
 
 The norm of z changes nothing for its own codes, so it is left out. Vectors are taken in blocks and codes in tiles: of
-the products `[vectors, codes]` only those of one block and one tile exist at a time. Where the codes are split over a
+the products `[vectors, codes]` only those of one block and one tile exist at a time. Products of bfloat16 come first
+(`rounded.py`); vectors whose nearest code they leave in doubt get products of float32. Where the codes are split over a
 mesh, every device judges its own, and two numbers a vector cross devices: the best value and its place.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from protojax.ops import sharded, tiles
+from protojax.ops import rounded, sharded, tiles
+from protojax.ops.rounded import Metric
 from protojax.ops.tiles import Candidates
-
-Metric = Literal["cosine", "euclidean"]
 
 _VECTORS, _CODES = 256, 1024
 """Vectors of a block and codes of a tile: their products fit the cache of a CPU core."""
+
+_GROUP = 128
+"""Vectors that are settled at once by exact products."""
+
+_ROUNDED_FROM = 128
+"""Features from which on products, and not what is made of them, take the time."""
+
+_ASKED, _WORTH_IT = 32, 0.4
+"""Vectors that are asked, first, what share of them bfloat16 leaves in doubt, and up to which it saves time. Many are
+while codes are still random."""
 
 
 class Nearest(NamedTuple):
@@ -76,18 +88,19 @@ def check_split(mesh: Mesh, codes: int) -> None:
 def _nearest(vectors: jax.Array, codes: jax.Array, *, metric: Metric, mesh: Mesh | None) -> Nearest:
     vectors = vectors.astype(jnp.float32)
     if mesh is None:
-        best, index = _best(vectors, codes, metric)
-        return Nearest(index, _value(vectors, codes, best, index, metric))
+        index = _places(vectors, codes, metric)
+        return Nearest(index, _value(vectors, codes[index], metric))
     axis = mesh.axis_names[0]
 
     def own(vectors: jax.Array, codes: jax.Array) -> Nearest:
-        best, index = _best(vectors, codes, metric)
-        value = _value(vectors, codes, best, index, metric)
-        index = index + lax.axis_index(axis) * codes.shape[0]
-        highest = lax.pmax(best, axis)
-        # NaN is equal to nothing; then the last place stands, as on one device.
-        last = codes.shape[0] * mesh.shape[axis] - 1
-        chosen = lax.pmin(jnp.where(best == highest, index, last), axis)
+        place = _places(vectors, codes, metric)
+        value = _value(vectors, codes[place], metric)
+        index = place + lax.axis_index(axis) * codes.shape[0]
+        near = value if metric == "cosine" else -value
+        # NaN is equal to nothing, so that no device would have it.
+        near = jnp.where(jnp.isnan(near), -jnp.inf, near)
+        behind = codes.shape[0] * mesh.shape[axis]
+        chosen = lax.pmin(jnp.where(near == lax.pmax(near, axis), index, behind), axis)
         return Nearest(chosen, lax.psum(jnp.where(index == chosen, value, 0), axis))
 
     everywhere = PartitionSpec()
@@ -97,47 +110,90 @@ def _nearest(vectors: jax.Array, codes: jax.Array, *, metric: Metric, mesh: Mesh
     )(vectors, codes)
 
 
-def _best(vectors: jax.Array, codes: jax.Array, metric: Metric) -> tuple[jax.Array, jax.Array]:
-    """The highest score of every vector and its place, `[vectors]` each, block by block."""
+def _places(vectors: jax.Array, codes: jax.Array, metric: Metric) -> jax.Array:
+    """int32 `[vectors]`: the nearest code of each, by rounded products where they leave no doubt."""
     # |c|^2 of all codes are few numbers; normalised codes would be a second codebook.
-    squares = jnp.square(codes.astype(jnp.float32)).sum(axis=1, keepdims=True)
-    number = lax.rsqrt(jnp.where(squares > 0, squares, jnp.inf)) if metric == "cosine" else squares / 2
-    candidates = Candidates(codes, number, None, None, 0)
-    size, count = min(_VECTORS, vectors.shape[0]), vectors.shape[0]
+    whole = codes.astype(jnp.float32)
+    number = _one_over_length(whole) if metric == "cosine" else jnp.square(whole).sum(axis=1) / 2
+    candidates = Candidates(codes, number[:, None], None, None, 0)
+    exactly = functools.partial(_place_exactly, candidates=candidates, metric=metric)
+    by_rounded = functools.partial(rounded.best_of_block, candidates=candidates, metric=metric)
+    count, size = vectors.shape
+    if size < _ROUNDED_FROM or count < _VECTORS:
+        return _by_blocks(exactly, vectors)
+    doubt = rounded.doubt(vectors, codes, metric)
+
+    def waiting(found: rounded.Best, doubt: jax.Array) -> jax.Array:
+        return ~(found.score - found.second > doubt)
+
+    def most_by_rounded() -> jax.Array:
+        found = _by_blocks(by_rounded, vectors)
+        return _settle(found.index, waiting(found, doubt), vectors, exactly)
+
+    # Not evenly spaced: vectors of one place in all images may be alike.
+    some = np.random.default_rng(0).choice(count, _ASKED, replace=False)
+    share = waiting(by_rounded(vectors[some]), doubt[some]).mean()
+    return lax.cond(share < _WORTH_IT, most_by_rounded, lambda: _by_blocks(exactly, vectors))
+
+
+def _by_blocks(function: Callable[[jax.Array], Any], vectors: jax.Array) -> Any:
+    """What a function makes of all vectors, block by block."""
+    count = vectors.shape[0]
+    size = min(_VECTORS, count)
     whole = count // size * size if size else 0
     parts = []
     if whole:
-        blocks = vectors[:whole].reshape(-1, size, vectors.shape[1])
-        found = lax.map(lambda block: _best_of_block(block, candidates, metric), blocks)
+        found = lax.map(function, vectors[:whole].reshape(-1, size, vectors.shape[1]))
         parts.append(jax.tree.map(lambda x: x.reshape(-1), found))
     if count > whole or not count:
-        parts.append(_best_of_block(vectors[whole:], candidates, metric))
+        parts.append(function(vectors[whole:]))
     return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
 
-def _best_of_block(block: jax.Array, candidates: Candidates, metric: Metric) -> tuple[jax.Array, jax.Array]:
+def _place_exactly(block: jax.Array, candidates: Candidates, metric: Metric) -> jax.Array:
     def body(carry: tuple, tile: Candidates, start: jax.Array | int) -> tuple:
-        # `[tile, block]`: both reductions go down contiguous columns, which XLA on CPU vectorises; its argmax does not.
         products = jnp.einsum("td,vd->tv", tile.keys.astype(jnp.float32), block, precision=lax.Precision.HIGHEST)
-        scores = products * tile.values if metric == "cosine" else products - tile.values
-        highest = scores.max(axis=0)
-        places = lax.broadcasted_iota(jnp.int32, scores.shape, 0)
-        last = scores.shape[0] - 1
-        place = jnp.where(scores == highest[None, :], places, last).min(axis=0)
+        highest, place = rounded.highest_of(rounded.scores(products, tile.values, metric))
         best, index = carry
         better = highest > best
         return jnp.where(better, highest, best), jnp.where(better, place + start, index)
 
     nothing = jnp.full(block.shape[:1], -jnp.inf), jnp.zeros(block.shape[:1], jnp.int32)
-    return tiles.fold(candidates, 1, body, nothing, _CODES)
+    return tiles.fold(candidates, 1, body, nothing, _CODES)[1]
 
 
-def _value(vectors: jax.Array, codes: jax.Array, best: jax.Array, index: jax.Array, metric: Metric) -> jax.Array:
+def _settle(
+    index: jax.Array, waiting: jax.Array, vectors: jax.Array, exactly: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """The index, replaced where it is waiting, as many vectors at a time as a group has."""
+    count = len(index)
+    if not count:
+        return index
+    group = min(_GROUP, count)
+    # Beyond those that wait the first vector stands, for which an exact product is as good.
+    rows = jnp.nonzero(waiting, size=-(-count // group) * group, fill_value=0)[0].astype(jnp.int32)
+
+    def settle(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        start, index = state
+        some = lax.dynamic_slice_in_dim(rows, start, group)
+        return start + group, index.at[some].set(exactly(vectors[some]))
+
+    return lax.while_loop(lambda state: state[0] < waiting.sum(), settle, (jnp.int32(0), index))[1]
+
+
+def _value(vectors: jax.Array, codes: jax.Array, metric: Metric) -> jax.Array:
+    """The cosine or the squared distance of every vector and its own code, float32 `[vectors]`."""
+    codes = codes.astype(jnp.float32)
     if metric == "cosine":
-        squares = jnp.square(vectors).sum(axis=1)
-        return best * lax.rsqrt(jnp.where(squares > 0, squares, jnp.inf))
+        return (vectors * codes).sum(axis=1) * _one_over_length(vectors) * _one_over_length(codes)
     # From the difference: |z|^2 - 2 z c + |c|^2 cancels for near vectors.
-    return jnp.square(vectors - codes[index].astype(jnp.float32)).sum(axis=1)
+    return jnp.square(vectors - codes).sum(axis=1)
+
+
+def _one_over_length(x: jax.Array) -> jax.Array:
+    """0 for zeros, which have no direction."""
+    squares = jnp.square(x).sum(axis=1)
+    return lax.rsqrt(jnp.where(squares > 0, squares, jnp.inf))
 
 
 def _check(vectors: jax.Array, codes: jax.Array, metric: str) -> None:
