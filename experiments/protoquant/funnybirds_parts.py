@@ -4,9 +4,10 @@
 
 RUN was trained on a data set of `protojax prepare funnybirds` with a frozen encoder. The key-point of a part is the
 mean pixel of its mask in the part map of a test scene, in the crop that the network sees; left and right count as one.
-The patch of a code has 32 pixels, as in PIP-Net. A code speaks for a class where it is among the 10 heaviest of the
-class; the target of the attack is, of the codes that speak for the true class, the one with the largest share of its
-logit. Its activation map are its shares p at all cells, enlarged to what the network sees by bilinear interpolation.
+The patch of a code has 32 of 224 pixels, as in PIP-Net, and as large a share of others. A code speaks for a class
+where it is among the 10 heaviest of the class; the target of the attack is, of the codes that speak for the true class,
+the one with the largest share of its logit. Its activation map are its shares p at all cells, enlarged to what the
+network sees by bilinear interpolation.
 """
 
 import argparse
@@ -34,6 +35,8 @@ PAIRS = [(1, 2), (3, 4), (6, 7)]
 """Right and left of `funnybirds.PIECES`."""
 HEAVIEST = 10
 """Codes that speak for a class."""
+PATCH = 32 / 224
+"""Side of a patch, as a share of that of the image."""
 BATCH = 25
 
 
@@ -95,7 +98,7 @@ def report_purity(
         for j in np.flatnonzero(visible[i]):
             points[i, j] = np.argwhere(mask[j]).mean(axis=0)
     points = (points + 0.5 - (top, left)) * np.array(size) / (rows, columns)
-    boxes = metrics.patch_boxes(place, grid, size)
+    boxes = metrics.patch_boxes(place, grid, size, round(PATCH * min(size)))
     pure = metrics.purity(presence, boxes, points, visible, own, PAIRS)
     print(f"purity of {len(pure.values)} codes: {pure.mean:.4f} +- {pure.spread:.4f}")
 
