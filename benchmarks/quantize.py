@@ -51,7 +51,7 @@ def cases(options: Any) -> Iterator[Case]:
         )
 
         both = [measure.compiled(OURS, with_codes, *given, check=lambda found, check=check: check(found[0]))]
-        peers = measure.with_peers(both, partial(pytorch, problem, check))
+        peers = measure.with_peers(both, partial(_pytorch, problem, check))
         yield Case("quantize", f"places and codes, {name}", codes, peers, floor)
 
 
@@ -105,8 +105,7 @@ def _faiss(problem: Problem, check: Any) -> list[Implementation]:
     ]
 
 
-def pytorch(problem: Problem, check: Any) -> list[Implementation]:
-    """vector-quantize-pytorch, which returns places and codes."""
+def _pytorch(problem: Problem, check: Any) -> list[Implementation]:
     torch, library = measure.torch(), measure.peer("vector_quantize_pytorch")
     codes, features = problem.codes.shape
     layer = library.VectorQuantize(dim=features, codebook_size=codes, use_cosine_sim=True).eval()

@@ -242,7 +242,7 @@ def causes(*arguments):
     return __main__.main([str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("name", ["blocks", "pages", "layers", "step", "codes"])
+@pytest.mark.parametrize("name", ["blocks", "pages", "layers", "step"])
 def test_quick_causes_are_measured_without_peers(name, tmp_path, monkeypatch, capsys):
     from benchmarks import training_step
     from benchmarks.causes import pages

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks import measure
 
-NAMES = "blocks", "pages", "layers", "step", "codes"
+NAMES = "blocks", "pages", "layers", "step"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

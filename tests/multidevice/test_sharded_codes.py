@@ -12,19 +12,24 @@ from protojax import ops, sharding
 
 VECTORS, CODES, SIZE = 40, 4096, 8
 
+LARGE = 256, 128
+"""Vectors and features from which on products of bfloat16 come first."""
 
-def operands():
+
+def operands(vectors=VECTORS, size=SIZE):
     rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(VECTORS, SIZE)).astype(np.float32)
-    codes = rng.normal(size=(CODES, SIZE)).astype(np.float32)
+    codes = rng.normal(size=(CODES, size)).astype(np.float32)
+    # Near ones are clear on every device, but for their copies.
+    vectors = codes[rng.integers(0, CODES, vectors)] + rng.normal(size=(vectors, size)).astype(np.float32)
     # Copies on other devices: the first of them is the one.
     codes[CODES // 2 :] = codes[: CODES // 2]
     return vectors, codes
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_8_devices_answer_as_one(metric):
-    vectors, codes = operands()
+@pytest.mark.parametrize("sizes", [(VECTORS, SIZE), LARGE])
+def test_8_devices_answer_as_one(metric, sizes):
+    vectors, codes = operands(*sizes)
     expected = ops.nearest(vectors, codes, metric)
     assert (np.asarray(expected.index) < CODES // 2).all()
     split = jax.device_put(codes, sharding.along_data(sharding.mesh()))
@@ -49,7 +54,8 @@ COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-p
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_what_crosses_devices_is_two_numbers_a_vector(metric):
+@pytest.mark.parametrize(("vectors", "size"), [(VECTORS, SIZE), LARGE])
+def test_what_crosses_devices_is_two_numbers_a_vector(metric, vectors, size):
     mesh = sharding.mesh()
 
     def step(vectors, codes):
@@ -59,12 +65,12 @@ def test_what_crosses_devices_is_two_numbers_a_vector(metric):
     def given(shape, spec):
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
 
-    arguments = given((VECTORS, SIZE), PartitionSpec()), given((1 << 17, SIZE), PartitionSpec("data"))
+    arguments = given((vectors, size), PartitionSpec()), given((1 << 17, size), PartitionSpec("data"))
     compiled = jax.jit(jax.value_and_grad(step, argnums=1, has_aux=True)).lower(*arguments).compile()
     moved = COLLECTIVE.findall(compiled.as_text())
     assert {kind for _, kind in moved} == {"all-reduce"}
     sizes = [int(n) for shape, _ in moved for n in re.findall(r"\d+", re.sub(r"\{.*?\}|[a-z]+\d+", "", shape))]
-    assert max(sizes, default=1) <= VECTORS
+    assert max(sizes, default=1) <= vectors
 
 
 def test_codes_must_divide():
