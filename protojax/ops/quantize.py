@@ -165,18 +165,15 @@ def _place_exactly(block: jax.Array, candidates: Candidates, metric: Metric) -> 
 def _settle(
     index: jax.Array, waiting: jax.Array, vectors: jax.Array, exactly: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-    """The index, replaced where it is waiting, as many vectors at a time as a group has."""
-    count = len(index)
-    if not count:
-        return index
-    group = min(_GROUP, count)
+    """The index, made exact for the vectors that wait, a group at a time."""
     # Beyond those that wait the first vector stands, for which an exact product is as good.
-    rows = jnp.nonzero(waiting, size=-(-count // group) * group, fill_value=0)[0].astype(jnp.int32)
+    most = -(-len(index) // _GROUP) * _GROUP
+    rows = jnp.nonzero(waiting, size=most, fill_value=0)[0].astype(jnp.int32)
 
     def settle(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         start, index = state
-        some = lax.dynamic_slice_in_dim(rows, start, group)
-        return start + group, index.at[some].set(exactly(vectors[some]))
+        some = lax.dynamic_slice_in_dim(rows, start, _GROUP)
+        return start + _GROUP, index.at[some].set(exactly(vectors[some]))
 
     return lax.while_loop(lambda state: state[0] < waiting.sum(), settle, (jnp.int32(0), index))[1]
 

@@ -49,9 +49,8 @@ def best_of_block(block: jax.Array, candidates: Candidates, metric: Metric) -> B
         products = jnp.einsum("td,vd->tv", keys, rounded, preferred_element_type=jnp.float32)
         values = scores(products, tile.values, metric)
         highest, place = highest_of(values)
-        others = jnp.where(lax.broadcasted_iota(jnp.int32, values.shape, 0) == place[None, :], -jnp.inf, values).max(
-            axis=0
-        )
+        chosen = lax.broadcasted_iota(jnp.int32, values.shape, 0) == place[None, :]
+        others = jnp.where(chosen, -jnp.inf, values).max(axis=0)
         second = jnp.maximum(jnp.maximum(best.second, others), jnp.minimum(best.score, highest))
         better = highest > best.score
         return Best(jnp.where(better, highest, best.score), second, jnp.where(better, place + start, best.index))
