@@ -2,7 +2,7 @@
 
 Without it XLA writes the scores of a tile to memory and reads them back, which for keys of 16 numbers is most of what
 the pass moves. It computes what `streamed` computes by tiles, with +inf for a block that has a key that is not finite
-or beyond `tiles.LARGE`.
+or beyond `tiles.LARGE`. The Triton backend of Pallas compiles it, which jax 0.12 says is going to be removed.
 """
 
 import functools
@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 from protojax.ops import tiles
 
@@ -38,6 +37,9 @@ def block_maxima(keys: jax.Array, scaled: jax.Array, rows: int, interpret: bool)
     Raises:
       ValueError: `rows` is not a power of two.
     """
+    # Nothing else is to fail on a version without it.
+    from jax.experimental.pallas import triton
+
     if rows < 1 or rows & (rows - 1):
         raise ValueError(f"rows must be a power of two for kernel = 'pallas', got {rows}")
     count, size = keys.shape

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -48,11 +49,15 @@ def test_attention_by_the_kernel_is_that_by_tiles():
     np.testing.assert_allclose(found.outputs, expected.outputs, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 def test_it_is_lowered_for_cuda():
     """As far as a machine without a GPU can show."""
     keys, queries = drawn(256, 64, 16)
-    traced = kernel.block_maxima.trace(keys, queries, 32, interpret=False)
-    assert "triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
+    card = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=card)
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = kernel.block_maxima.trace(keys, queries, 32, interpret=False)
+        assert "triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 def test_bad_input():
