@@ -24,8 +24,10 @@ FEATURES = 6, 160
 
 
 # Below, at and above a block of vectors and a tile of codes.
-@pytest.mark.parametrize(("vectors", "codes"), [(1, 1), (256, 7), (300, 1024), (530, 2100)])
-@pytest.mark.parametrize("features", FEATURES)
+SIZES = [(1, 1, 6), (256, 7, 6), (300, 1024, 6), (530, 2100, 6), (256, 7, 160), (530, 2100, 160)]
+
+
+@pytest.mark.parametrize(("vectors", "codes", "features"), SIZES)
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_nearest_is_that_of_float64(vectors, codes, features, metric):
     rng = np.random.default_rng(vectors)
@@ -43,8 +45,7 @@ def test_nearest_is_that_of_float64(vectors, codes, features, metric):
 
 
 # Few enough are in doubt for the others to be left as they are; or they are so many that all are settled.
-@pytest.mark.parametrize("doubtful", [80, 300])
-@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("metric, doubtful", [("cosine", 80), ("cosine", 300), ("euclidean", 80)])
 def test_codes_that_bfloat16_cannot_tell_apart(metric, doubtful):
     rng = np.random.default_rng(1)
     z = rng.normal(size=(400, 256)).astype(np.float32)
@@ -56,7 +57,7 @@ def test_codes_that_bfloat16_cannot_tell_apart(metric, doubtful):
 
     numbers = np.linalg.norm(c, axis=1)
     candidates = Candidates(c, (1 / numbers if metric == "cosine" else numbers**2 / 2)[:, None], None, None, 0)
-    by_rounded = rounded.best_of_block(jnp.asarray(z), jax.tree.map(jnp.asarray, candidates), metric)
+    by_rounded = jax.jit(rounded.best_of_block, static_argnums=2)(z, candidates, metric)
     clear = np.asarray(by_rounded.score - by_rounded.second > rounded.doubt(z, c, metric))
     assert clear[~hard].mean() > 0.9
     assert not clear[hard].any()
@@ -129,13 +130,12 @@ def test_memory_is_bounded():
     def given(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
-    for metric in ("cosine", "euclidean"):
-        for features in (64, 128):
-            compiled = jax.jit(ops.nearest, static_argnames="metric").lower(
-                given(12544, features), given(128_000, features), metric=metric
-            )
-            # One float for every vector and code would be 6.4 GB; the codes are 33 or 66 MB.
-            assert compiled.compile().memory_analysis().temp_size_in_bytes <= 24e6
+    for metric, features in (("cosine", 128), ("euclidean", 64)):
+        compiled = jax.jit(ops.nearest, static_argnames="metric").lower(
+            given(12544, features), given(128_000, features), metric=metric
+        )
+        # One float for every vector and code would be 6.4 GB; the codes are 66 or 33 MB.
+        assert compiled.compile().memory_analysis().temp_size_in_bytes <= 24e6
 
 
 def test_it_has_no_derivative():
