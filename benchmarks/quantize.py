@@ -67,7 +67,7 @@ def with_codes(vectors: Any, codes: Any) -> tuple[Any, Any]:
 
 
 def drawn(vectors: int, features: int, codes: int) -> Problem:
-    """Vectors around codes, as they are after training: the nearest one is clear for most, but not for all."""
+    """Vectors around codes, of which one is clearly the nearest."""
     random = np.random.default_rng(codes)
     directions = random.normal(size=(codes, features)).astype(np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -78,8 +78,8 @@ def drawn(vectors: int, features: int, codes: int) -> Problem:
 
 def random(vectors: int, features: int, codes: int) -> Problem:
     """Vectors that have nothing to do with the codes, as before training."""
-    random = np.random.default_rng(codes)
-    return drawn(vectors, features, codes)._replace(vectors=random.normal(size=(vectors, features)).astype(np.float32))
+    others = np.random.default_rng((codes, vectors)).normal(size=(vectors, features))
+    return drawn(vectors, features, codes)._replace(vectors=others.astype(np.float32))
 
 
 def _scores(problem: Problem) -> np.ndarray:

@@ -94,13 +94,13 @@ def _nearest(vectors: jax.Array, codes: jax.Array, *, metric: Metric, mesh: Mesh
 
     def own(vectors: jax.Array, codes: jax.Array) -> Nearest:
         place = _places(vectors, codes, metric)
-        value = _value(vectors, codes[place], metric)
-        index = place + lax.axis_index(axis) * codes.shape[0]
-        near = value if metric == "cosine" else -value
+        score = _score(vectors, codes[place], metric)
         # NaN is equal to nothing, so that no device would have it.
-        near = jnp.where(jnp.isnan(near), -jnp.inf, near)
+        score = jnp.where(jnp.isnan(score), -jnp.inf, score)
+        index = place + lax.axis_index(axis) * codes.shape[0]
         behind = codes.shape[0] * mesh.shape[axis]
-        chosen = lax.pmin(jnp.where(near == lax.pmax(near, axis), index, behind), axis)
+        chosen = lax.pmin(jnp.where(score == lax.pmax(score, axis), index, behind), axis)
+        value = _value(vectors, codes[place], metric)
         return Nearest(chosen, lax.psum(jnp.where(index == chosen, value, 0), axis))
 
     everywhere = PartitionSpec()
@@ -112,10 +112,8 @@ def _nearest(vectors: jax.Array, codes: jax.Array, *, metric: Metric, mesh: Mesh
 
 def _places(vectors: jax.Array, codes: jax.Array, metric: Metric) -> jax.Array:
     """int32 `[vectors]`: the nearest code of each, by rounded products where they leave no doubt."""
-    # |c|^2 of all codes are few numbers; normalised codes would be a second codebook.
-    whole = codes.astype(jnp.float32)
-    number = _one_over_length(whole) if metric == "cosine" else jnp.square(whole).sum(axis=1) / 2
-    candidates = Candidates(codes, number[:, None], None, None, 0)
+    # Few numbers; normalised codes would be a second codebook.
+    candidates = Candidates(codes, _number(codes, metric)[:, None], None, None, 0)
     exactly = functools.partial(_place_exactly, candidates=candidates, metric=metric)
     by_rounded = functools.partial(rounded.best_of_block, candidates=candidates, metric=metric)
     count, size = vectors.shape
@@ -178,13 +176,24 @@ def _settle(
     return lax.while_loop(lambda state: state[0] < waiting.sum(), settle, (jnp.int32(0), index))[1]
 
 
+def _number(codes: jax.Array, metric: Metric) -> jax.Array:
+    """1 / |c|, or |c|^2 / 2, of every code: what its scores take besides products."""
+    codes = codes.astype(jnp.float32)
+    return _one_over_length(codes) if metric == "cosine" else jnp.square(codes).sum(axis=1) / 2
+
+
+def _score(vectors: jax.Array, codes: jax.Array, metric: Metric) -> jax.Array:
+    """What the nearest code has most of, float32 `[vectors]`, for every vector and its own code."""
+    products = (vectors * codes.astype(jnp.float32)).sum(axis=1)
+    return rounded.scores(products, _number(codes, metric), metric)
+
+
 def _value(vectors: jax.Array, codes: jax.Array, metric: Metric) -> jax.Array:
     """The cosine or the squared distance of every vector and its own code, float32 `[vectors]`."""
-    codes = codes.astype(jnp.float32)
     if metric == "cosine":
-        return (vectors * codes).sum(axis=1) * _one_over_length(vectors) * _one_over_length(codes)
+        return _score(vectors, codes, metric) * _one_over_length(vectors)
     # From the difference: |z|^2 - 2 z c + |c|^2 cancels for near vectors.
-    return jnp.square(vectors - codes).sum(axis=1)
+    return jnp.square(vectors - codes.astype(jnp.float32)).sum(axis=1)
 
 
 def _one_over_length(x: jax.Array) -> jax.Array:

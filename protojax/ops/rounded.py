@@ -41,7 +41,7 @@ class Best(NamedTuple):
 
 
 def best_of_block(block: jax.Array, candidates: Candidates, metric: Metric) -> Best:
-    """The best codes of a block of vectors float32 `[vectors, d]`; the number of a candidate is what `scores` takes."""
+    """The best codes of a block of vectors float32 `[vectors, d]`; the value of a candidate is what `scores` takes."""
     rounded = block.astype(jnp.bfloat16)
 
     def body(best: Best, tile: Candidates, start: jax.Array | int) -> Best:
@@ -60,15 +60,14 @@ def best_of_block(block: jax.Array, candidates: Candidates, metric: Metric) -> B
 
 
 def scores(products: jax.Array, numbers: jax.Array, metric: Metric) -> jax.Array:
-    """What the nearest code has most of: `[codes, vectors]` of products, and `numbers` `[codes, 1]` of the codes."""
+    """What the nearest code has most of, of products and the numbers of their codes: 1 / |c|, or |c|^2 / 2."""
     return products * numbers if metric == "cosine" else products - numbers
 
 
 def highest_of(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The highest of scores `[codes, vectors]` and its first place, `[vectors]` each.
 
-    Both reductions go down contiguous columns, which XLA on CPU vectorises; its argmax does not. Where a score is NaN,
-    the place is the last.
+    Both reductions go down contiguous columns, which XLA on CPU vectorises; its argmax does not.
     """
     highest = scores.max(axis=0)
     places = lax.broadcasted_iota(jnp.int32, scores.shape, 0)
@@ -80,20 +79,20 @@ def doubt(vectors: jax.Array, codes: jax.Array, metric: Metric) -> jax.Array:
 
     Infinite where squares of vectors or of codes may vanish or overflow.
     """
-    reach = _length(codes.astype(jnp.float32)).max()
+    squares = jnp.square(codes.astype(jnp.float32)).sum(axis=1)
+    # The square of a very small code may have vanished; by cosine it counts as one of zeros.
+    reach = jnp.where(squares == 0, _SMALL**0.5, _length(squares)).max()
     if metric == "cosine":
         # Scores are those of codes of length 1.
         reach, offset = jnp.where(reach < jnp.inf, 1, jnp.inf), 0
     else:
         offset = jnp.square(reach)
-    length = _length(vectors)
+    length = _length(jnp.square(vectors).sum(axis=1))
     # Sums of d products, here and in float32: each adds no more than twice the rounding of float32 for every term.
     sums = 4 * (vectors.shape[1] + 8) * 2.0**-24
     return 2 * (_ROUNDING * length * reach + sums * (length * reach + offset))
 
 
-def _length(x: jax.Array) -> jax.Array:
-    """Lengths of rows; infinite where they cannot be trusted."""
-    squares = jnp.square(x).sum(axis=1)
-    trusted = ((squares > _SMALL) & (squares < _LARGE)) | (squares == 0)
-    return jnp.where(trusted, jnp.sqrt(squares), jnp.inf)
+def _length(squares: jax.Array) -> jax.Array:
+    """The length whose square is given; infinite where that cannot be trusted."""
+    return jnp.where((squares > _SMALL) & (squares < _LARGE), jnp.sqrt(squares), jnp.inf)

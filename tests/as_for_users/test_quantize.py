@@ -19,9 +19,7 @@ def reference(vectors, codes, metric):
     return np.divide(z @ c.T, sizes, out=np.zeros((len(z), len(c))), where=sizes > 0)
 
 
-# Few features have products of float32 alone; many those of bfloat16 first.
-FEATURES = 6, 160
-
+# Few vectors or features have products of float32 alone; many of both those of bfloat16 first.
 
 # Below, at and above a block of vectors and a tile of codes.
 SIZES = [(1, 1, 6), (256, 7, 6), (300, 1024, 6), (530, 2100, 6), (256, 7, 160), (530, 2100, 160)]
@@ -91,11 +89,15 @@ def test_lengths_that_have_no_square_are_in_doubt():
         assert not doubt[0] < np.inf
     # Chosen among all the same, as long as float32 has the products.
     rng = np.random.default_rng(3)
-    z, c = (rng.normal(size=(30, 200)).astype(np.float32) for _ in range(2))
+    z, c = (rng.normal(size=(300, 160)).astype(np.float32) for _ in range(2))
     expected = reference(z, c, "cosine").argmax(axis=1)
-    for scale in (1e-14, 1e12):
+    for scale in (1e-30, 1e-22, 1e12):
         np.testing.assert_array_equal(ops.nearest(z * np.float32(scale), c).index, expected)
+    for scale in (1e-14, 1e12):
         np.testing.assert_array_equal(ops.nearest(z, c * np.float32(scale)).index, expected)
+    # Squares of these codes vanish, and their products do not.
+    z, c = z * np.float32(1e8), c * np.float32(1e-24)
+    np.testing.assert_array_equal(ops.nearest(z, c, "euclidean").index, (z @ c.T).argmax(axis=1))
 
 
 @pytest.mark.parametrize("copies", [1, 40])
@@ -105,18 +107,21 @@ def test_of_equal_codes_the_first_is_chosen(metric, copies):
     few = np.tile(rng.integers(-2, 3, (40, 4)), copies).astype(np.float32)
     # Copies within a tile and in others; small integers have exact products.
     codes = np.concatenate([few, few[::-1]] * 60)
+    few = np.tile(few, (8, 1))
     found = ops.nearest(few, codes, metric)
     scores = reference(few, codes, metric)
     np.testing.assert_array_equal(found.index, np.isclose(scores, scores.max(axis=1, keepdims=True)).argmax(axis=1))
 
 
-@pytest.mark.parametrize("features", FEATURES)
-def test_zeros_have_no_direction(features):
+@pytest.mark.parametrize("vectors, features", [(2, 2), (300, 160)])
+def test_zeros_have_no_direction(vectors, features):
     codes = np.zeros((3, features), np.float32)
     codes[0, 0], codes[2, 1] = -1, 1
-    found = ops.nearest(np.eye(features, dtype=np.float32)[[-1, 0]] * np.float32([[0], [1]]), codes)
-    np.testing.assert_array_equal(found.index, [0, 1])
-    np.testing.assert_array_equal(found.value, [0, 0])
+    asked = np.zeros((vectors, features), np.float32)
+    asked[1:, 0] = 1
+    found = ops.nearest(asked, codes)
+    np.testing.assert_array_equal(found.index, [0] + [1] * (vectors - 1))
+    np.testing.assert_array_equal(found.value, 0)
 
 
 def test_near_vectors_keep_their_small_distance():

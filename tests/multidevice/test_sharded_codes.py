@@ -39,6 +39,15 @@ def test_8_devices_answer_as_one(metric, sizes):
     np.testing.assert_allclose(found.value, expected.value, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("scale", "metric"), [(1e-24, "cosine"), (1e20, "cosine"), (1e4, "euclidean")])
+def test_devices_are_told_apart_at_every_scale(scale, metric):
+    vectors, codes = operands(*LARGE)
+    codes, vectors = codes[: CODES // 2], vectors * np.float32(scale)
+    split = jax.device_put(codes, sharding.along_data(sharding.mesh()))
+    expected = ops.nearest(vectors, codes, metric)
+    np.testing.assert_array_equal(ops.nearest(vectors, split, metric).index, expected.index)
+
+
 def test_the_loss_and_its_derivative_lie_where_the_codes_lie():
     vectors, codes = operands()
     index = ops.nearest(vectors, codes).index
