@@ -6,9 +6,11 @@ All else is compiled fast.
 """
 
 import gc
+import json
 import os
 import subprocess
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -41,6 +43,21 @@ def compiled_once(tmp_path_factory):
     """
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(scope="session")
+def results_of():
+    """Trains settings in a folder, and gives what `results.json` says; the warnings are those of tiny runs."""
+
+    from protojax import experiment
+
+    def trained(settings, folder):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            experiment.train_run(settings, folder, quiet=True)
+        return json.loads((folder / "results.json").read_text())
+
+    return trained
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """A transformer trained from random values: what it leaves is, frozen, the same network."""
 
-import json
-import warnings
 from functools import partial
 
 import jax
@@ -11,7 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from protojax import config, experiment, networks, step, tuned, weights
+from protojax import config, networks, step, tuned, weights
 from protojax.config import FrozenSettings, ViTSettings
 from protojax.data import frozen, prepare
 from protojax.methods import fine_tuning
@@ -110,16 +108,9 @@ def settings_of(sets, encoder, method, steps):
     return config.from_tree(tree, "test")
 
 
-def run(settings, folder):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        experiment.train_run(settings, folder, quiet=True)
-    return json.loads((folder / "results.json").read_text())
-
-
-def test_from_random_values_to_codes_on_what_was_learnt(sets, tmp_path):
+def test_from_random_values_to_codes_on_what_was_learnt(sets, tmp_path, results_of):
     settings = settings_of(sets, {"kind": "vit", **SIZES, "depth": 1}, {"kind": "fine_tuning"}, 40)
-    results = run(settings, tmp_path / "vit")
+    results = results_of(settings, tmp_path / "vit")
     assert results["test"]["accuracy"]["encoder"] > 0.9
     path = str(tmp_path / "vit" / "weights.safetensors")
     fresh = step.fresh(settings, frozen.load(settings))
@@ -129,7 +120,7 @@ def test_from_random_values_to_codes_on_what_was_learnt(sets, tmp_path):
     assert not [name for name in before if np.array_equal(before[name], after[name])]
     still = {"kind": "frozen", "network": "vit", "weights": path, "head": path, "image_size": [8, 8], "crop": 1.0}
     codes = {"kind": "protoquant", "codes": 6, "codebook_steps": 10, "initializer": "sampled", "task_weight": 1.0}
-    quantised = run(settings_of(sets, still, codes, 30), tmp_path / "codes")["test"]
+    quantised = results_of(settings_of(sets, still, codes, 30), tmp_path / "codes")["test"]
     assert quantised["heads"]["frozen_head"] == results["test"]["accuracy"]["encoder"]
     assert quantised["accuracy"]["prototypes"] > 0.9
 

@@ -1,7 +1,6 @@
 """A network tuned on a data set, and its head in ProtoQuant: from `fine_tuning` to codes that learn from the head."""
 
 import json
-import warnings
 from functools import partial
 from typing import NamedTuple
 
@@ -150,22 +149,15 @@ def settings_of(files, method, encoder=None, steps=20):
     return config.from_tree(tree, "test")
 
 
-def run(settings, folder):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        experiment.train_run(settings, folder, quiet=True)
-    return json.loads((folder / "results.json").read_text())
-
-
 FINE_TUNING = {"kind": "fine_tuning"}
 VIEWS = {"views": 1, "augment": {"crop_scale": [0.5, 1.0], "flip_horizontal": True, "trivial_augment": True}}
 
 
 @pytest.fixture(scope="module")
-def with_head(files, tmp_path_factory):
+def with_head(files, tmp_path_factory, results_of):
     """A run that trained the classifier alone."""
     folder = tmp_path_factory.mktemp("runs") / "head"
-    return folder, run(settings_of(files, FINE_TUNING, steps=60), folder)
+    return folder, results_of(settings_of(files, FINE_TUNING, steps=60), folder)
 
 
 def test_a_classifier_alone_leaves_the_network_as_it_is(files, with_head):
@@ -188,13 +180,13 @@ def test_tuning_starts_from_the_head_that_was_trained(files, with_head):
         tuned.start(own, 3)
 
 
-def test_the_last_stages_are_tuned_from_images_and_from_a_store_alike(files, tmp_path):
+def test_the_last_stages_are_tuned_from_images_and_from_a_store_alike(files, tmp_path, results_of):
     encoder = {"tuned_stages": 1, **VIEWS}
     store = str(tmp_path / "store")
     _, shape = frozen.write_store(settings_of(files, FINE_TUNING, encoder), store)
     assert shape == (4, 4, 16)
     results = [
-        run(settings_of(files, FINE_TUNING, {**encoder, **more}, steps=4), tmp_path / name)
+        results_of(settings_of(files, FINE_TUNING, {**encoder, **more}, steps=4), tmp_path / name)
         for name, more in (("images", {}), ("stored", {"features": store}))
     ]
     assert results[0]["parameters_sha256"] == results[1]["parameters_sha256"]
@@ -219,10 +211,10 @@ def test_the_last_stages_are_tuned_from_images_and_from_a_store_alike(files, tmp
 CODES = {"kind": "protoquant", "codes": 12, "codebook_steps": 10, "initializer": "sampled"}
 
 
-def test_the_frozen_and_the_quantised_head_are_reported(files, with_head, tmp_path):
+def test_the_frozen_and_the_quantised_head_are_reported(files, with_head, tmp_path, results_of):
     head = str(with_head[0] / "weights.safetensors")
     settings = settings_of(files, {**CODES, "task_weight": 1.0}, {"head": head}, steps=30)
-    results = run(settings, tmp_path / "codes")
+    results = results_of(settings, tmp_path / "codes")
     opened = experiment.open_run(tmp_path / "codes", quiet=True)
     test = opened.dataset.test
     maps = np.stack([test[i]["inputs"] for i in range(len(test))]).astype(np.float64)
@@ -243,8 +235,8 @@ def test_the_frozen_and_the_quantised_head_are_reported(files, with_head, tmp_pa
     assert "loss_task" in first
 
 
-def test_without_a_head_the_encoder_has_no_decision(files, tmp_path):
-    results = run(settings_of(files, CODES, steps=12), tmp_path / "codes")
+def test_without_a_head_the_encoder_has_no_decision(files, tmp_path, results_of):
+    results = results_of(settings_of(files, CODES, steps=12), tmp_path / "codes")
     assert results["test"]["accuracy"]["encoder"] is None and "heads" not in results["test"]
     assert results["test"]["accuracy"]["prototypes"] is not None
     assert set(results["test"]["reliability"]) == {"confidence", "prototypes"}

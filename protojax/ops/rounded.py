@@ -5,7 +5,7 @@ Rounding takes at most 2^-8 of a number, so that with z' and c' rounded
     |z c - z' c'| <= (2 * 2^-8 + 2^-16) sum_i |z_i c_i| <= (2 * 2^-8 + 2^-16) |z| |c|
 
 A code that is ahead by more than twice that is ahead in exact products, too. Products of bfloat16 take half the time of
-those of float32 on a CPU that has instructions for them, and less on accelerators.
+those of float32 on a CPU that has instructions for them.
 """
 
 from typing import Literal, NamedTuple
@@ -77,7 +77,7 @@ def highest_of(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
 def doubt(vectors: jax.Array, codes: jax.Array, metric: Metric) -> jax.Array:
     """float32 `[vectors]`: a code that is ahead by more, in rounded scores, is ahead in those of float32.
 
-    Infinite where squares of vectors or of codes may vanish or overflow.
+    Infinite where the squares of a vector, or of any code, cannot be trusted.
     """
     squares = jnp.square(codes.astype(jnp.float32)).sum(axis=1)
     # The square of a very small code may have vanished; by cosine it counts as one of zeros.
