@@ -11,6 +11,8 @@ from protojax.ops import concepts
 RNG = np.random.default_rng(0)
 TEMPERATURE = 0.1
 
+presence = jax.jit(ops.presence, static_argnums=2)
+
 
 def operands(batch=5, positions=6, codes=11, size=8):
     z = RNG.normal(size=(batch, positions, size)).astype(np.float32)
@@ -28,8 +30,9 @@ def shares_of(vectors, codes, active):
 def test_shares_and_presence():
     z, c, active = operands()
     expected = shares_of(z, c, active)
-    np.testing.assert_allclose(ops.concept_shares(z, c, TEMPERATURE, active), expected, atol=1e-6)
-    scores, places = ops.presence(z, c, TEMPERATURE, active)
+    found = jax.jit(ops.concept_shares, static_argnums=2)(z, c, TEMPERATURE, active)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    scores, places = presence(z, c, TEMPERATURE, active)
     np.testing.assert_allclose(scores, expected.max(axis=1), atol=1e-6)
     np.testing.assert_array_equal(np.asarray(places)[:, active], expected.argmax(axis=1)[:, active])
     assert (np.asarray(scores)[:, ~active] == 0).all()
@@ -37,9 +40,11 @@ def test_shares_and_presence():
 
 def test_examples_are_taken_a_few_at_a_time(monkeypatch):
     z, c, active = operands()
-    once = ops.presence(z, c, TEMPERATURE, active)
+    once = presence(z, c, TEMPERATURE, active)
     monkeypatch.setattr(concepts, "_SHARES_AT_ONCE", 2 * 6 * concepts.PANEL)
-    for a, b in zip(ops.presence(z, c, TEMPERATURE, active), once, strict=True):
+    # A lambda, since what was compiled before would be found again.
+    few = jax.jit(lambda *arrays: ops.presence(*arrays[:2], TEMPERATURE, arrays[2]))(z, c, active)
+    for a, b in zip(few, once, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
@@ -71,7 +76,7 @@ def test_derivatives_are_those_of_finite_differences():
 def test_a_zero_vector_has_a_finite_derivative():
     z, c, active = operands(batch=1)
     z[0, 0] = 0
-    gradient = jax.grad(lambda z, c: ops.presence(z, c, TEMPERATURE, active)[0].sum(), argnums=(0, 1))(z, c)
+    gradient = jax.jit(jax.grad(lambda z, c: presence(z, c, TEMPERATURE, active)[0].sum(), argnums=(0, 1)))(z, c)
     assert all(np.isfinite(x).all() for x in gradient)
 
 
@@ -79,7 +84,6 @@ def test_a_zero_vector_has_a_finite_derivative():
 def test_removing_codes_that_are_not_active_changes_no_bit(codes):
     z = RNG.normal(size=(7, 9, 24)).astype(np.float32)
     c = RNG.normal(size=(codes, 24)).astype(np.float32)
-    presence = jax.jit(ops.presence, static_argnums=2)
     for share in (0.1, 0.5, 0.9):
         active = RNG.random(codes) < share
         active[3] = True
@@ -98,16 +102,17 @@ def test_memory_is_bounded():
 
 def test_the_order_free_sum_is_exact_and_free_of_order():
     x = (RNG.random((4, 1000)) ** 8 * 10.0 ** np.array([[-30], [-3], [0], [20]])).astype(np.float32)
-    whole = np.asarray(ops.order_free_sum(x))
+    order_free_sum = jax.jit(ops.order_free_sum, static_argnums=1)
+    whole = np.asarray(order_free_sum(x))
     np.testing.assert_allclose(whole, x.astype(np.float64).sum(axis=1), rtol=3e-7)
     shuffled = x[:, RNG.permutation(1000)]
     padded = np.insert(shuffled, RNG.integers(0, 1000, 300), 0, axis=1)
     for other in (shuffled, padded):
-        np.testing.assert_array_equal(np.asarray(ops.order_free_sum(other)).view(np.int32), whole.view(np.int32))
-    np.testing.assert_array_equal(ops.order_free_sum(jnp.zeros((2, 3))), [0, 0])
-    over_two = ops.order_free_sum(x.reshape(4, 10, 100), (0, 2))
+        np.testing.assert_array_equal(np.asarray(order_free_sum(other)).view(np.int32), whole.view(np.int32))
+    np.testing.assert_array_equal(order_free_sum(jnp.zeros((2, 3))), [0, 0])
+    over_two = order_free_sum(x.reshape(4, 10, 100), (0, 2))
     np.testing.assert_allclose(over_two, x.astype(np.float64).reshape(4, 10, 100).sum(axis=(0, 2)), rtol=1e-6)
-    assert (jax.grad(lambda x: ops.order_free_sum(x).sum())(x) == 1).all()
+    assert (jax.jit(jax.grad(lambda x: order_free_sum(x).sum()))(x) == 1).all()
 
 
 def test_bad_input():

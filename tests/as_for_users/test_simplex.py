@@ -147,8 +147,11 @@ def test_many_scores_under_vmap_and_with_more_axes():
     np.testing.assert_array_equal(twice.reshape(z.shape), weights)
     np.testing.assert_array_equal(simplex.sparsemax(z.reshape(3, 4, -1)).reshape(z.shape), weights)
     cotangent = draw("normal", 12, 8192, 1.0)
-    slopes = jax.vmap(lambda z, c: jax.vjp(simplex.sparsemax, z)[1](c)[0])(z, cotangent)
-    np.testing.assert_allclose(slopes, jax.vjp(simplex.sparsemax, z)[1](cotangent)[0], atol=1e-6)
+
+    def pull(z, cotangent):
+        return jax.vjp(simplex.sparsemax, z)[1](cotangent)[0]
+
+    np.testing.assert_allclose(jax.jit(jax.vmap(pull))(z, cotangent), jax.jit(pull)(z, cotangent), atol=1e-6)
 
 
 def test_the_threshold_of_many_scores_takes_no_memory_of_their_size():
@@ -220,7 +223,7 @@ class TestBoth:
         weights = np.asarray(normalize(z, where=mask))
         assert np.isnan(weights[1, mask[1]]).all() and weights[1, 3] == 0
         assert np.isfinite(weights[[0, 2]]).all()
-        slopes = jax.grad(lambda x: normalize(x, where=mask[1])[0])(z[1])
+        slopes = jax.jit(jax.grad(lambda x: normalize(x, where=mask[1])[0]))(z[1])
         assert np.isnan(slopes).any()
         mask[1, 7] = False
         assert np.isfinite(normalize(z, where=mask)).all()
@@ -243,18 +246,19 @@ class TestBoth:
         step = 1e-6
         expected = (exact(z + step * direction) - exact(z - step * direction)) / (2 * step)
         arguments = np.float32(z), np.float32(direction)
-        _, forward = jax.jvp(normalize, arguments[:1], arguments[1:])
+        forward = jax.jit(lambda z, t: jax.jvp(normalize, [z], [t])[1])(*arguments)
         np.testing.assert_allclose(forward, expected, atol=2e-6)
         cotangent = np.float32(rng.normal(size=z.shape))
-        _, pull = jax.vjp(normalize, arguments[0])
-        np.testing.assert_allclose((pull(cotangent)[0] * direction).sum(), (cotangent * expected).sum(), atol=1e-5)
+        (slopes,) = jax.jit(lambda z, c: jax.vjp(normalize, z)[1](c))(arguments[0], cotangent)
+        np.testing.assert_allclose((slopes * direction).sum(), (cotangent * expected).sum(), atol=1e-5)
 
     def test_jacobian_forward_equals_reverse_also_under_vmap(self, normalize):
         z = draw("ties", 5, 12, 1.0)
-        forward = jax.vmap(jax.jacfwd(normalize))(z)
-        np.testing.assert_allclose(forward, jax.vmap(jax.jacrev(normalize))(z), atol=1e-7)
+        forward = jax.jit(jax.vmap(jax.jacfwd(normalize)))(z)
+        np.testing.assert_allclose(forward, jax.jit(jax.vmap(jax.jacrev(normalize)))(z), atol=1e-7)
+        alone = jax.jit(jax.jacrev(normalize))
         for i in range(5):
-            np.testing.assert_allclose(forward[i], jax.jacrev(normalize)(z[i]), atol=1e-7)
+            np.testing.assert_allclose(forward[i], alone(z[i]), atol=1e-7)
         np.testing.assert_allclose(jax.vmap(normalize)(z), normalize(z), atol=1e-7)
         np.testing.assert_allclose(jax.vmap(normalize, in_axes=1, out_axes=1)(z.T), normalize(z.T, axis=0), atol=1e-7)
 
@@ -283,7 +287,7 @@ class TestBoth:
     def test_no_derivative_reaches_the_masked(self, normalize):
         z = draw("normal", 2, 20, 1.0)
         mask = np.arange(20) % 3 > 0
-        slopes = jax.grad(lambda z: (normalize(z, where=mask[None]) * jnp.arange(20.0)[None]).sum())(z)
+        slopes = jax.jit(jax.grad(lambda z: (normalize(z, where=mask[None]) * jnp.arange(20.0)[None]).sum()))(z)
         assert (slopes[:, ~mask] == 0).all() and (slopes[:, mask] != 0).any()
         np.testing.assert_allclose(slopes.sum(axis=-1), 0, atol=1e-5)
 
@@ -311,7 +315,7 @@ def test_derivatives_of_the_parts():
 
 def test_derivative_with_a_large_support():
     z, cotangent = draw("near-constant", 2, 100_000, 1.0), draw("normal", 2, 100_000, 1.0)
-    slopes = jax.vjp(simplex.sparsemax, z)[1](cotangent)[0]
+    slopes = jax.jit(lambda z, c: jax.vjp(simplex.sparsemax, z)[1](c)[0])(z, cotangent)
     inside = reference(z)[0] > 0
     mean = (cotangent.astype(np.float64) * inside).sum(axis=-1, keepdims=True) / inside.sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(slopes, np.where(inside, cotangent - mean, 0), atol=1e-6)

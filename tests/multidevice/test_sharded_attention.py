@@ -128,10 +128,9 @@ def compiled(mesh, candidates):
 
 
 def test_what_crosses_devices_does_not_grow_with_the_database(mesh, crossing):
-    # Both are large enough for every way of solving.
-    (small, _), (large, sizes) = (crossing(compiled(mesh, candidates)) for candidates in (1 << 22, 1 << 23))
-    assert small == large
-    assert {kind for _, kind in large} == {"all-gather", "all-reduce"}
+    # Large enough for every way of solving, and far beyond what may cross.
+    moved, sizes = crossing(compiled(mesh, 1 << 23))
+    assert {kind for _, kind in moved} == {"all-gather", "all-reduce"}
     assert 8 * 64 <= max(sizes) < 8 * 1024
 
 
