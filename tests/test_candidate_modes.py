@@ -25,14 +25,14 @@ class Dense(nn.Module):
         return nn.relu(nn.Dense(16)(inputs.reshape(len(inputs), -1))), {}
 
 
-def make(
-    chunk=None, norm=None, candidates=40, normalizer="sparsemax", sparsity=0.2, exclude_own=True, scale=1.0, drift=0.0
-):
+def convolutions(norm, dropout=0.0):
+    return networks.build(config.ConvSettings(filters=(8,), dense=(16,), norm=norm, dropout=dropout))
+
+
+def make(chunk=None, norm=None, candidates=40, dropout=0.0, sparsity=0.2, scale=1.0, drift=0.0, **changes):
     """A method, its variables and a batch; far-apart keys (a large scale) make small supports."""
-    encoder = Dense() if norm is None else networks.build(config.ConvSettings(filters=(8,), dense=(16,), norm=norm))
-    settings = config.ProtoAttendSettings(
-        normalizer=normalizer, key_size=6, value_size=8, sparsity=sparsity, exclude_own=exclude_own
-    )
+    encoder = Dense() if norm is None else convolutions(norm, dropout)
+    settings = config.ProtoAttendSettings(key_size=6, value_size=8, sparsity=sparsity, **changes)
     method = protoattend.build(encoder, 5, settings, chunk=chunk)
     keys = jax.random.split(jax.random.key(3), 4)
 
@@ -82,6 +82,28 @@ def union_of_supports(variables, batch):
 def test_support_back_propagation_gives_the_dense_loss_and_gradient(normalizer):
     """Of a convolution network with group normalisation."""
     changes = {"normalizer": normalizer, "norm": "group"}
+    assert_close(loss_and_gradient(*make(16, **changes)), dense(**changes))
+
+
+def test_candidates_without_dropout_are_those_of_the_database():
+    method, variables, batch = make(norm="group", dropout=0.5)
+    inputs, candidates = batch["inputs"], batch["candidates"]["inputs"]
+
+    def embedded(candidate_dropout):
+        network = protoattend.Network(convolutions("group", 0.5), 5, 6, 8, candidate_dropout)
+        rngs = {"dropout": jax.random.key(1)}
+        return network.apply(variables, inputs, candidates, method="with_candidates", rngs=rngs)
+
+    stored = jax.jit(method.encode)(variables, candidates)
+    (_, dropped), (query, plain) = embedded(True), embedded(False)
+    for name in ("keys", "values"):
+        np.testing.assert_allclose(getattr(plain, name), stored[name], atol=1e-6)
+        assert not np.allclose(getattr(dropped, name), stored[name], atol=0.1)
+    assert not np.allclose(query.values, jax.jit(method.encode)(variables, inputs)["values"], atol=0.1)
+
+
+def test_support_back_propagation_of_an_encoder_with_dropout():
+    changes = {"norm": "group", "dropout": 0.5, "candidate_dropout": False}
     assert_close(loss_and_gradient(*make(16, **changes)), dense(**changes))
 
 
@@ -136,8 +158,7 @@ def test_a_gradient_that_is_not_a_number_is_not_lost():
 def test_batch_statistics_of_the_first_chunk_are_held():
     """The dense loss with candidates normalised by constants: the statistics of every third one, the first chunk."""
     method, variables, batch = make(16, norm="batch", drift=3.0, candidates=41)
-    encoder = networks.build(config.ConvSettings(filters=(8,), dense=(16,), norm="batch"))
-    network = protoattend.Network(encoder, 5, 6, 8)
+    network = protoattend.Network(convolutions("batch"), 5, 6, 8)
 
     def averages(start, inputs):
         collections = {"params": variables["params"], "batch_stats": start}

@@ -80,6 +80,7 @@ def test_settings_are_immutable(experiment):
         ("data.augment=null", r"minimal.toml: data.augment cannot be null"),
         ("encoder=null", r"minimal.toml: encoder cannot be null"),
         ("train.precision=null", r"minimal.toml: train.precision cannot be null"),
+        ("method.candidate_dropout=false", r"method.candidate_dropout = false .* set encoder.norm = 'group'"),
         ("train", r"'train': an override has the form section.key=value"),
         ("name.first=1", r"name is a setting, not a section"),
     ],
@@ -87,6 +88,13 @@ def test_settings_are_immutable(experiment):
 def test_bad_settings_are_named(experiment, override, message):
     with pytest.raises(config.SettingsError, match=message):
         config.load(experiment, [override])
+
+
+def test_support_back_propagation_with_dropout(experiment):
+    support = ["train.candidates='support'", "encoder.norm='group'", "encoder.dropout=0.5"]
+    with pytest.raises(config.SettingsError, match="two different masks: set method.candidate_dropout = false or"):
+        config.load(experiment, support)
+    assert not config.load(experiment, [*support, "method.candidate_dropout=false"]).method.candidate_dropout
 
 
 def test_missing_file_and_bad_toml(tmp_path):

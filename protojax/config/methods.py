@@ -21,6 +21,9 @@ class ProtoAttendSettings(Section):
     """Weight of the entropy of the attention weights (lambda_sparse)."""
     exclude_own: bool = True
     """An example that is its own candidate gets no weight in training (the released code lets it)."""
+    candidate_dropout: bool = True
+    """The dropout of the encoder is drawn for the candidates of a training step, too. Without it training attends to
+    candidates as they are in the database that decides afterwards."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:

@@ -157,10 +157,16 @@ class Settings(Section):
                     f"train.steps = {self.train.steps} ends before the last stage of protoquant, which starts at "
                     f"{last} (method.prune_at, method.codebook_steps)"
                 )
-        if self.train.candidates == "support" and getattr(self.encoder, "dropout", 0.0):
+        dropped = getattr(self.method, "candidate_dropout", False) and getattr(self.encoder, "dropout", 0.0)
+        if self.train.candidates == "support" and dropped:
             raise ValueError(
                 "train.candidates = 'support' encodes candidates twice, and dropout would draw two different masks: "
-                "set encoder.dropout = 0, or choose 'sampled'"
+                "set method.candidate_dropout = false or encoder.dropout = 0, or choose 'sampled'"
+            )
+        if not getattr(self.method, "candidate_dropout", True) and getattr(self.encoder, "norm", None) == "batch":
+            raise ValueError(
+                "method.candidate_dropout = false encodes candidates as outside training, where batch normalisation "
+                "has no statistics of the batch: set encoder.norm = 'group', or leave it out"
             )
         if self.train.candidates == "retrieved" and self.data.feeding != "resident":
             raise ValueError(

@@ -52,6 +52,7 @@ class Network(nn.Module):
     classes: int
     key_size: int
     value_size: int
+    candidate_dropout: bool = True
 
     def setup(self) -> None:
         self.classifier = Classifier(self.encoder, self.classes, self.value_size)
@@ -66,7 +67,7 @@ class Network(nn.Module):
 
     def with_candidates(self, inputs: jax.Array, candidates: jax.Array) -> tuple[Embeddings, Embeddings]:
         """Embeddings of a training batch and of its candidates; each normalises by its own batch statistics."""
-        return self(inputs, train=True)[0], self(candidates, train=True)[0]
+        return self(inputs, train=True)[0], self(candidates, train=self.candidate_dropout)[0]
 
     def decide(self, values: jax.Array) -> jax.Array:
         """g: logits `[batch, classes]`."""
@@ -100,7 +101,7 @@ def build(
       devices: how many devices examples are split over.
       chunk: candidates, of all devices together, that are encoded at once; None encodes all of them at once.
     """
-    network = Network(encoder, classes, settings.key_size, settings.value_size)
+    network = Network(encoder, classes, settings.key_size, settings.value_size, settings.candidate_dropout)
 
     def init(key: jax.Array, batch: Batch) -> Variables:
         return network.init(key, batch["inputs"], method="initialise")
@@ -217,7 +218,7 @@ def _embed_by_chunks(
     def first(params: Any, inputs: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Variables]:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         (candidate, _), updates = network.apply(
-            {"params": params, **zeros}, inputs, train=True, mutable=["batch_stats"]
+            {"params": params, **zeros}, inputs, train=network.candidate_dropout, mutable=["batch_stats"]
         )
         return (candidate.keys, candidate.values), jax.tree.map(lambda x: x / (1 - MOMENTUM), updates)
 
