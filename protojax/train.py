@@ -3,13 +3,12 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from protojax import checkpoint, sharding, step
@@ -65,7 +64,6 @@ def fit(
     loop = step.compile(settings, dataset)
     with checkpoint.manager(folder / "checkpoints", train.keep) as checkpoints:
         state, done = step.fresh(settings, dataset), checkpoints.latest_step() or 0
-        _check_average(settings, state)
         if done:
             state = _restored(checkpoints, done, state, settings, dataset)
         first = jax.process_index() == 0
@@ -106,37 +104,19 @@ def fit(
 
 
 def restore(settings: Settings, dataset: DataSet, folder: Path) -> TrainState:
-    """The trained state that `evaluate.checkpoint` names; an average has the newest state's step and optimiser.
+    """The trained state that `evaluate.checkpoint` names.
 
     Raises:
       CheckpointError: there is none, it is damaged, or it was trained on other data.
-      ValueError: the parameters of this network cannot be averaged.
     """
-    which = settings.evaluate.checkpoint
+    best = settings.evaluate.checkpoint == "best"
     with checkpoint.manager(folder / "checkpoints", settings.train.keep, read_only=True) as checkpoints:
-        at = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
+        at = checkpoints.best_step() if best else checkpoints.latest_step()
         if at is None:
             raise checkpoint.CheckpointError(
-                f"{folder} has no {'best' if which == 'best' else 'saved'} checkpoint; train it first"
+                f"{folder} has no {'best' if best else 'saved'} checkpoint; train it first"
             )
-        like = step.fresh(settings, dataset)
-        _check_average(settings, like)
-        steps = sorted(checkpoints.all_steps())[-settings.train.keep :] if which == "average" else [at]
-        states = [_restored(checkpoints, each, like, settings, dataset) for each in steps]
-    return states[0] if len(states) == 1 else states[-1]._replace(params=_mean([s.params for s in states]))
-
-
-def _check_average(settings: Settings, state: TrainState) -> None:
-    if settings.evaluate.checkpoint == "average" and state.statistics:
-        raise ValueError(
-            f"evaluate.checkpoint = 'average' takes the mean of parameters, but this network also has "
-            f"{', '.join(sorted(state.statistics))}, which would not fit them: choose 'newest' or 'best'"
-        )
-
-
-@jax.jit
-def _mean(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *x: jnp.mean(jnp.stack(x), axis=0), *trees)
+        return _restored(checkpoints, at, step.fresh(settings, dataset), settings, dataset)
 
 
 def _restored(checkpoints: Any, at: int, like: TrainState, settings: Settings, dataset: DataSet) -> TrainState:

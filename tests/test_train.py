@@ -105,33 +105,6 @@ def test_resumed_runs_are_bitwise_equal(digits, tmp_path):
     assert checkpoint.digest(resumed.state) == checkpoint.digest(whole.state)
 
 
-def averaged(folder, dataset, keep, steps=12, norm="group"):
-    """A run with checkpoints after every 4 steps, and what evaluation reads of it."""
-    tree = {**TINY, "encoder": {**TINY["encoder"], "norm": norm}, "evaluate": {"checkpoint": "average"}}
-    settings = config.from_tree({**tree, "train": {**TINY["train"], "keep": keep, "steps": steps}}, "test")
-    return fit(settings, dataset, folder), train.restore(settings, dataset, folder)
-
-
-def test_an_average_is_that_of_the_newest_checkpoints(digits, tmp_path):
-    at_8, _ = averaged(tmp_path / "run", digits, keep=2, steps=8)
-    at_12, average = averaged(tmp_path / "run", digits, keep=2)
-    assert at_12.steps_run == 4 and int(average.step) == 12
-    expected = jax.tree.map(lambda a, b: (a + b) / 2, at_8.state.params, at_12.state.params)
-    assert_close(average.params, expected)
-    assert not np.array_equal(average.params["query"]["kernel"], at_12.state.params["query"]["kernel"])
-
-
-def test_an_average_of_one_checkpoint_is_that_checkpoint(digits, tmp_path):
-    trained, average = averaged(tmp_path / "run", digits, keep=1)
-    assert checkpoint.digest(average) == checkpoint.digest(trained.state)
-
-
-def test_statistics_are_not_averaged(digits, tmp_path):
-    with pytest.raises(ValueError, match="also has batch_stats, which would not fit them: choose 'newest' or 'best'"):
-        averaged(tmp_path / "run", digits, keep=2, norm="batch")
-    assert not list((tmp_path / "run" / "checkpoints").iterdir())
-
-
 def test_streamed_equals_resident(digits, tmp_path):
     resident = fit(settings_with(steps=4), digits, tmp_path / "resident")
     tree = {**TINY, "train": {**TINY["train"], "steps": 4}, "data": {"feeding": "streamed"}}

@@ -81,9 +81,8 @@ class EvaluateSettings(Section):
     candidate_count: PositiveInt | None = None
     """Candidates in the database, drawn from the training split; absent: the whole training split."""
     batch_size: PositiveInt = 256
-    checkpoint: Literal["newest", "best", "average"] = "newest"
-    """Whose parameters are measured: those of the newest checkpoint, of the best one on the validation split, or the
-    mean of the newest `train.keep` (Izmailov et al. 2018), which does not hang on where the last step ended."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """Whose parameters are measured: the best are those of the best validation score."""
     rotations: tuple[PositiveInt, ...] = ()
     """Degrees by which the test images are rotated to measure the response to shifted inputs."""
     shift_names: tuple[str, ...] = ()

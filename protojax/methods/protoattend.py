@@ -46,7 +46,10 @@ Embedded = tuple[Embeddings, tuple[jax.Array, jax.Array], Variables]
 
 
 class Network(nn.Module):
-    """The baseline classifier and two further dense layers with ReLU: queries and keys."""
+    """The baseline classifier and two further dense layers with ReLU: queries and keys.
+
+    Without `candidate_dropout`, candidates are encoded in training as they are in a database.
+    """
 
     encoder: nn.Module
     classes: int
