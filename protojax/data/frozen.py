@@ -1,8 +1,8 @@
 """A frozen backbone as part of the data: what is trained sees the maps of its features, wherever they come from.
 
 They are computed from images, or read from a store that was computed before; both are sources of the same examples,
-and give the same numbers for the same view. View 0 of an example is its image as it is; views 1, 2, ... are augmented,
-each by (seed, view, id) alone.
+and give the same numbers, up to rounding, for the same view. View 0 of an example is its image as it is; views 1, 2,
+... are augmented, each by (seed, view, id) alone.
 """
 
 import hashlib
@@ -134,7 +134,8 @@ class Extractor:
             for start in range(0, len(ids), self.batch_size):
                 part = slice(start, start + self.batch_size)
                 missing = self.batch_size - len(ids[part])
-                # Always batches of one size: it compiles once, and what is computed together changes no number.
+                # Always batches of one size: it compiles once, and what is computed together changes no number but by
+                # rounding, which depends on the place in the batch on some processors.
                 padded = [np.pad(x[part], [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for x in (images, ids, views)]
                 made = self._compute(self._variables, *sharding.split(padded, self._mesh), augmented=augmented)
                 if ahead is not None:

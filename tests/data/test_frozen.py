@@ -139,11 +139,13 @@ def test_the_store_has_the_numbers_that_are_computed_from_images(file, store):
     assert {key: (x.dtype, x.shape) for key, x in ours.items()} == {
         key: (x.dtype, x.shape) for key, x in theirs.items()
     }
-    for key, value in ours.items():
-        np.testing.assert_array_equal(value, theirs[key])
+    # Some processors round a row by its place in the batch.
+    np.testing.assert_allclose(ours["inputs"], theirs["inputs"], atol=1e-5)
+    for key in ("id", "label"):
+        np.testing.assert_array_equal(ours[key], theirs[key])
     assert not np.allclose(ours["inputs"][1], ours["inputs"][2], atol=1e-3)
     assert not np.allclose(ours["inputs"][2], ours["inputs"][3], atol=1e-3)
-    np.testing.assert_array_equal(computed.test[3]["inputs"], stored.test[3]["inputs"])
+    np.testing.assert_allclose(computed.test[3]["inputs"], stored.test[3]["inputs"], atol=1e-5)
 
 
 def test_plain_tfds_reads_the_store(file, store):
