@@ -121,8 +121,8 @@ def _add_features(commands: Any) -> None:
     more = (
         "The experiment has a frozen encoder (encoder.kind = 'frozen'). Training with\n"
         "encoder.features=DIR gets the numbers that it would compute from the images,\n"
-        "up to rounding. "
-        "What was interrupted stands in DIR.partial, and the same command goes on there."
+        "up to rounding. What was interrupted stands in DIR.partial, and the same\n"
+        "command goes on there."
     )
     parser = _command(commands, "features", "Run a frozen backbone over a data set once.", example, more)
     parser.add_argument(
